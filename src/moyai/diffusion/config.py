@@ -1,0 +1,117 @@
+"""The choices of the diffusion mathematics: parameterisation, table, training density, weighting, sampling grid."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moyai.schema import Config
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class LinearTable(Config):
+    """betas linear from start to end (Ho et al. 2020)."""
+
+    kind: Literal["linear"] = "linear"
+    start: float = 1e-4
+    end: float = 0.02
+    steps: Count = 1000
+
+
+class ScaledLinearTable(Config):
+    """betas = linspace(sqrt(start), sqrt(end))^2 (Rombach et al. 2022; Stable Diffusion has these values)."""
+
+    kind: Literal["scaled-linear"] = "scaled-linear"
+    start: float = 0.00085
+    end: float = 0.012
+    steps: Count = 1000
+
+
+class CosineTable(Config):
+    """abar(t) = cos^2((t/T + s)/(1 + s) pi/2), betas at most 0.999 (Nichol and Dhariwal 2021)."""
+
+    kind: Literal["cosine"] = "cosine"
+    offset: float = 0.008
+    steps: Count = 1000
+
+
+TableConfig = Annotated[LinearTable | ScaledLinearTable | CosineTable, Field(discriminator="kind")]
+
+
+class EpsConfig(Config):
+    """The network predicts the noise."""
+
+    kind: Literal["eps"] = "eps"
+    table: TableConfig = ScaledLinearTable()
+
+
+class VConfig(Config):
+    """The network predicts v = alpha noise - sigma x0 (Salimans and Ho 2022)."""
+
+    kind: Literal["v"] = "v"
+    table: TableConfig = CosineTable()
+    zero_terminal: bool = Field(False, description="rescale the table to abar_T = 2^-24 (Lin et al. 2024)")
+
+
+class FlowConfig(Config):
+    """The network predicts noise - x0 along a straight line (rectified flow)."""
+
+    kind: Literal["flow"] = "flow"
+
+
+ParameterizationConfig = Annotated[EpsConfig | VConfig | FlowConfig, Field(discriminator="kind")]
+
+
+class TableDensity(Config):
+    """sigma is that of a uniform index into the table."""
+
+    kind: Literal["table"] = "table"
+
+
+class LogNormalDensity(Config):
+    """ln sigma is normal (EDM)."""
+
+    kind: Literal["log-normal"] = "log-normal"
+    mean: float = 0.3
+    std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = 1.0
+
+
+class UniformTDensity(Config):
+    """t is uniform, sigma = t / (1 - t)."""
+
+    kind: Literal["uniform-t"] = "uniform-t"
+    shift: Annotated[float, Field(gt=0)] = 1.0
+
+
+class LogitNormalDensity(Config):
+    """logit t is normal, sigma = t / (1 - t) (Esser et al. 2024)."""
+
+    kind: Literal["logit-normal"] = "logit-normal"
+    mean: float = 0.0
+    std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = 1.0
+
+
+DensityConfig = Annotated[
+    TableDensity | LogNormalDensity | UniformTDensity | LogitNormalDensity, Field(discriminator="kind")
+]
+
+
+class WeightingConfig(Config):
+    """w(sigma) on |D - x0|^2: plain 1/out^2, x0 1, snr 1/s^2, min-snr min(1/s^2, gamma), edm (s^2+d^2)/(s d)^2."""
+
+    kind: Literal["plain", "x0", "snr", "min-snr", "edm"] = "plain"
+    gamma: Annotated[float, Field(gt=0)] = 5.0
+    sigma_data: Annotated[float, Field(gt=0)] = 1.0
+
+
+class SamplingConfig(Config):
+    """How samples are drawn unless a request says otherwise."""
+
+    sampler: Literal["euler", "heun"] = "heun"
+    grid: Literal["karras", "uniform-log", "uniform-time", "table"] = "uniform-time"
+    steps: Annotated[int, Field(ge=1, le=1000)] = 25
+    eta: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="euler only: 0 is DDIM, 1 is DDPM")
+    guidance: Annotated[float, Field(ge=0)] = Field(2.0, description="classifier-free guidance; 1 is none")
+    batch: Count = Field(32, description="pictures a forward; part of a picture's recipe")

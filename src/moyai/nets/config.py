@@ -1,0 +1,41 @@
+"""The shapes of the networks. A field that is None follows from the data (see `recipe.resolve`)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moyai.schema import Config
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class AutoencoderConfig(Config):
+    """A convolutional autoencoder: an encoder that halves the picture log2(factor) times, and its mirror image."""
+
+    factor: Literal[1, 2, 4, 8, 16, 32] | None = Field(None, description="downsampling; follows from the resolution")
+    width: Positive = Field(32, description="channels at full resolution")
+    multipliers: tuple[Positive, ...] | None = Field(
+        None, description="width of each level, first the full resolution; log2(factor) + 1 of them"
+    )
+    blocks: Positive = Field(1, description="residual blocks a level in the encoder (the decoder has one more)")
+    latent_channels: Positive = 4
+    attention: bool = Field(True, description="self-attention at the lowest resolution")
+    groups: Positive = Field(8, description="groups of GroupNorm (at most; must divide the channels)")
+
+
+class UNetConfig(Config):
+    """A U-Net with time embedding, residual blocks and spatial transformers (Rombach et al. 2022, appendix)."""
+
+    kind: Literal["unet"] = "unet"
+    width: Positive = 64
+    multipliers: tuple[Positive, ...] | None = Field(None, description="width of each level; follows from the latents")
+    blocks: Positive = Field(2, description="residual blocks a level (one more on the way up)")
+    attention: tuple[bool, ...] | None = Field(None, description="spatial transformers at each level; all but the first "
+                                               "where the latents are large, all where they are small")
+    depth: Positive = Field(1, description="transformer blocks in each spatial transformer")
+    head_width: Positive = Field(32, description="channels of an attention head")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    groups: Positive = Field(32, description="groups of GroupNorm (at most; must divide the channels)")
+
+
+NetConfig = UNetConfig
