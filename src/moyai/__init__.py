@@ -10,7 +10,7 @@ from moyai.version import __version__
 
 _PUBLIC = {
     "LatentModel": "moyai.model",
-    "load": "moyai.build",
+    "load": "moyai.checkpoints.models",
     "train": "moyai.training.run",
     "sample": "moyai.tasks",
 }

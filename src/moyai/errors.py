@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 
 
 class MoyaiError(Exception):
-    """The base of all errors that are the user's to mend."""
+    """The base of all errors that are the user's to mend. `status` is what the command line exits with."""
+
+    status = 2
 
 
 class ConfigError(MoyaiError):
@@ -25,7 +27,15 @@ class RequestError(MoyaiError):
 
 
 class SaveError(MoyaiError):
-    """A file could not be written: path, bytes needed and bytes free are in the message. Exit status 3."""
+    """A file could not be written: path, bytes needed and bytes free are in the message."""
+
+    status = 3
+
+
+class TrainingError(MoyaiError):
+    """Training cannot go on: too many non-finite steps in a row. The last good checkpoint stands."""
+
+    status = 4
 
 
 class CheckpointError(MoyaiError):

@@ -62,7 +62,7 @@ class Draw:
     """The randomness of one training step, for the rows of the global batch that this caller holds.
 
     `Draw(seed, step, total)` holds all rows; `draw.rows(a, b)` is the same randomness seen by rows a to b. Each
-    purpose is an independent stream. Values are float32 on `device`; on the CPU they come from Philox in numpy,
+    purpose of each stage is an independent stream. Values are float32 on `device`; on the CPU they come from Philox in numpy,
     on an accelerator from its own counter-based generator (equality across devices is not promised).
     """
 
@@ -72,11 +72,12 @@ class Draw:
         step: int,
         total: int,
         *,
+        stage: str = "",
         device: torch.device | str = "cpu",
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        self.seed, self.step, self.total = seed, step, total
+        self.seed, self.step, self.total, self.stage = seed, step, total, stage
         self.device = torch.device(device)
         self.start, self.stop = start, total if stop is None else stop
         if not 0 <= self.start <= self.stop <= total:
@@ -91,6 +92,7 @@ class Draw:
             self.seed,
             self.step,
             self.total,
+            stage=self.stage,
             device=self.device,
             start=self.start + start,
             stop=self.start + stop,
@@ -100,7 +102,7 @@ class Draw:
         """Standard normal values, (rows, *shape)."""
         full = (self.total, *shape)
         if self.device.type == "cpu":
-            rng = generator(self.seed, purpose, self.step)
+            rng = self._generator(purpose)
             return torch.from_numpy(rng.standard_normal(full, dtype=np.float32)[self.start : self.stop])
         return torch.randn(full, generator=self._device_generator(purpose), device=self.device)[self.start : self.stop]
 
@@ -108,19 +110,22 @@ class Draw:
         """Values uniform on [0, 1), (rows, *shape)."""
         full = (self.total, *shape)
         if self.device.type == "cpu":
-            rng = generator(self.seed, purpose, self.step)
+            rng = self._generator(purpose)
             return torch.from_numpy(rng.random(full, dtype=np.float32)[self.start : self.stop])
         return torch.rand(full, generator=self._device_generator(purpose), device=self.device)[self.start : self.stop]
 
     def stratified(self, purpose: str) -> Tensor:
         """One value on [0, 1) a row, the whole global batch spread evenly: row i of a random order falls in
         [i/total, (i+1)/total). (rows,), float32. Each row alone is uniform; together they have little variance."""
-        rng = generator(self.seed, purpose, self.step)
+        rng = self._generator(purpose)
         values = (rng.permutation(self.total) + rng.random(self.total)) / self.total
         last = np.nextafter(np.float32(1), np.float32(0))
         values = np.minimum(values.astype(np.float32), last)[self.start : self.stop]
         return torch.from_numpy(values).to(self.device)
 
+    def _generator(self, purpose: str) -> np.random.Generator:
+        return generator(self.seed, f"{self.stage}/{purpose}", self.step)
+
     def _device_generator(self, purpose: str) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self.seed} {purpose} {self.step}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed} {self.stage}/{purpose} {self.step}".encode(), digest_size=8).digest()
         return torch.Generator(self.device).manual_seed(int.from_bytes(digest, "little") >> 1)

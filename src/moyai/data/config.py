@@ -39,7 +39,7 @@ class DigitsConfig(_Source):
     """scikit-learn's 1,797 handwritten digits (8x8, 10 classes), brought to 32x32. Needs nothing but scikit-learn."""
 
     kind: Literal["digits"] = "digits"
-    resolution: int | tuple[int, int] | None = 32
+    resolution: int | tuple[int, int] | None = Field(32, description="side, or (height, width), in pixels")
 
 
 class IdxConfig(_Source):
@@ -54,7 +54,9 @@ class Cifar10Config(_Source):
     """CIFAR-10: the official binary archive (or its unpacked .bin files), or a folder or .zip of class folders."""
 
     kind: Literal["cifar10"] = "cifar10"
-    name: str | None = "cifar10"
+    name: str | None = Field(
+        "cifar10", description="folder under $MOYAI_DATA or the cache where the data are looked for"
+    )
     download: bool = Field(True, description="fetch the archive where it is not found")
 
 

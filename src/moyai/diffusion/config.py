@@ -13,26 +13,26 @@ class LinearTable(Config):
     """betas linear from start to end (Ho et al. 2020)."""
 
     kind: Literal["linear"] = "linear"
-    start: float = 1e-4
-    end: float = 0.02
-    steps: Count = 1000
+    start: float = Field(1e-4, description="the first beta")
+    end: float = Field(0.02, description="the last beta")
+    steps: Count = Field(1000, description="entries of the table")
 
 
 class ScaledLinearTable(Config):
     """betas = linspace(sqrt(start), sqrt(end))^2 (Rombach et al. 2022; Stable Diffusion has these values)."""
 
     kind: Literal["scaled-linear"] = "scaled-linear"
-    start: float = 0.00085
-    end: float = 0.012
-    steps: Count = 1000
+    start: float = Field(0.00085, description="the first beta")
+    end: float = Field(0.012, description="the last beta")
+    steps: Count = Field(1000, description="entries of the table")
 
 
 class CosineTable(Config):
     """abar(t) = cos^2((t/T + s)/(1 + s) pi/2), betas at most 0.999 (Nichol and Dhariwal 2021)."""
 
     kind: Literal["cosine"] = "cosine"
-    offset: float = 0.008
-    steps: Count = 1000
+    offset: float = Field(0.008, description="s, which keeps the first betas from vanishing")
+    steps: Count = Field(1000, description="entries of the table")
 
 
 TableConfig = Annotated[LinearTable | ScaledLinearTable | CosineTable, Field(discriminator="kind")]
@@ -72,25 +72,25 @@ class LogNormalDensity(Config):
     """ln sigma is normal (EDM)."""
 
     kind: Literal["log-normal"] = "log-normal"
-    mean: float = 0.3
-    std: Annotated[float, Field(gt=0)] = 1.0
-    shift: Annotated[float, Field(gt=0)] = 1.0
+    mean: float = Field(0.3, description="of ln sigma")
+    std: Annotated[float, Field(gt=0)] = Field(1.0, description="of the same")
+    shift: Annotated[float, Field(gt=0)] = Field(1.0, description="a factor on sigma; above 1 for large latents")
 
 
 class UniformTDensity(Config):
     """t is uniform, sigma = t / (1 - t)."""
 
     kind: Literal["uniform-t"] = "uniform-t"
-    shift: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] = Field(1.0, description="a factor on sigma; above 1 for large latents")
 
 
 class LogitNormalDensity(Config):
     """logit t is normal, sigma = t / (1 - t) (Esser et al. 2024)."""
 
     kind: Literal["logit-normal"] = "logit-normal"
-    mean: float = 0.0
-    std: Annotated[float, Field(gt=0)] = 1.0
-    shift: Annotated[float, Field(gt=0)] = 1.0
+    mean: float = Field(0.0, description="of logit t")
+    std: Annotated[float, Field(gt=0)] = Field(1.0, description="of the same")
+    shift: Annotated[float, Field(gt=0)] = Field(1.0, description="a factor on sigma; above 1 for large latents")
 
 
 DensityConfig = Annotated[
@@ -101,17 +101,23 @@ DensityConfig = Annotated[
 class WeightingConfig(Config):
     """w(sigma) on |D - x0|^2: plain 1/out^2, x0 1, snr 1/s^2, min-snr min(1/s^2, gamma), edm (s^2+d^2)/(s d)^2."""
 
-    kind: Literal["plain", "x0", "snr", "min-snr", "edm"] = "plain"
-    gamma: Annotated[float, Field(gt=0)] = 5.0
-    sigma_data: Annotated[float, Field(gt=0)] = 1.0
+    kind: Literal["plain", "x0", "snr", "min-snr", "edm"] = Field("plain", description="the formula of the weight")
+    gamma: Annotated[float, Field(gt=0)] = Field(5.0, description="min-snr only: the largest weight")
+    sigma_data: Annotated[float, Field(gt=0)] = Field(1.0, description="edm only: standard deviation of the latents")
 
 
 class SamplingConfig(Config):
     """How samples are drawn unless a request says otherwise."""
 
-    sampler: Literal["euler", "heun"] = "heun"
-    grid: Literal["karras", "uniform-log", "uniform-time", "table"] = "uniform-time"
-    steps: Annotated[int, Field(ge=1, le=1000)] = 25
-    eta: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="euler only: 0 is DDIM, 1 is DDPM")
+    sampler: Literal["euler", "heun", "dpmpp_2s", "dpmpp_2m"] = Field(
+        "heun", description="heun and dpmpp_2s evaluate the network twice a step, euler and dpmpp_2m once"
+    )
+    grid: Literal["karras", "uniform-log", "uniform-time", "table"] = Field(
+        "uniform-time", description="how the noise levels of the steps are spread; table needs eps or v"
+    )
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(25, description="steps from noise to picture")
+    eta: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="fresh noise in each step: 0 none (DDIM), 1 as DDPM; not with heun"
+    )
     guidance: Annotated[float, Field(ge=0)] = Field(2.0, description="classifier-free guidance; 1 is none")
     batch: Count = Field(32, description="pictures a forward; part of a picture's recipe")

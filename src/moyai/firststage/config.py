@@ -18,7 +18,7 @@ class KLConfig(Config):
 class ObjectiveConfig(Config):
     """What the first stage is trained to do."""
 
-    reconstruction: Literal["l1", "l2"] = "l1"
+    reconstruction: Literal["l1", "l2"] = Field("l1", description="absolute or squared distance to the picture")
     kl: KLConfig = KLConfig()
 
 

@@ -18,7 +18,7 @@ class AutoencoderConfig(Config):
         None, description="width of each level, first the full resolution; log2(factor) + 1 of them"
     )
     blocks: Positive = Field(1, description="residual blocks a level in the encoder (the decoder has one more)")
-    latent_channels: Positive = 4
+    latent_channels: Positive = Field(4, description="channels of the latents")
     attention: bool = Field(True, description="self-attention at the lowest resolution")
     groups: Positive = Field(8, description="groups of GroupNorm (at most; must divide the channels)")
 
@@ -27,14 +27,17 @@ class UNetConfig(Config):
     """A U-Net with time embedding, residual blocks and spatial transformers (Rombach et al. 2022, appendix)."""
 
     kind: Literal["unet"] = "unet"
-    width: Positive = 64
+    width: Positive = Field(64, description="channels of the first level, before its multiplier")
     multipliers: tuple[Positive, ...] | None = Field(None, description="width of each level; follows from the latents")
     blocks: Positive = Field(2, description="residual blocks a level (one more on the way up)")
-    attention: tuple[bool, ...] | None = Field(None, description="spatial transformers at each level; all but the first "
-                                               "where the latents are large, all where they are small")
+    attention: tuple[bool, ...] | None = Field(
+        None,
+        description="spatial transformers at each level (the middle always has one); all but the first where the "
+        "latents are large, all where they are small",
+    )
     depth: Positive = Field(1, description="transformer blocks in each spatial transformer")
     head_width: Positive = Field(32, description="channels of an attention head")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="in the residual blocks, in training")
     groups: Positive = Field(32, description="groups of GroupNorm (at most; must divide the channels)")
 
 

@@ -17,7 +17,10 @@ class DiffusionPriorConfig(Config):
     kind: Literal["diffusion"] = "diffusion"
     net: NetConfig = UNetConfig()
     parameterization: ParameterizationConfig = VConfig()
-    density: DensityConfig | None = None
+    density: DensityConfig | None = Field(
+        None,
+        description="of sigma in training; follows from the parameterisation: table for eps and v, else logit-normal",
+    )
     weighting: WeightingConfig = WeightingConfig()
     conditions: dict[str, ConditionConfig] | None = Field(
         None, description="by name; {} is unconditional; follows from the data: class where there are classes"

@@ -1,0 +1,96 @@
+"""A finished run, read back as a model: `moyai.load`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moyai import build
+from moyai import recipe as recipes
+from moyai.checkpoints import native
+from moyai.errors import CheckpointError, RequestError
+from moyai.files import read_json
+from moyai.firststage.codec import LatentCodec
+from moyai.model import LatentModel
+from moyai.recipe import DataFacts, Recipe
+
+
+def load(path: str | Path, *, device: torch.device | str = "cpu") -> LatentModel:
+    """The model of a run folder, with the averaged weights.
+
+    Where the prior's training is not finished, its newest checkpoint is taken. Raises RequestError where `path` is no
+    run, CheckpointError where what is there is torn, altered or does not fit.
+    """
+    run = Path(path)
+    recipe, facts = described(run)
+    codec = read_codec(run, recipe, facts, device)
+    conditioner = build.conditioner(recipe, facts)
+    prior = build.prior(recipe, conditioner, codec.shape(), device)
+    tensors, info = _weights(run / "prior", "moyai train")
+    if info["codec"] != codec.digest():
+        raise CheckpointError(
+            f"{run / 'prior'} was trained on latents of codec {info['codec'][:12]}, but the first stage is "
+            f"{codec.digest()[:12]}; train the prior again"
+        )
+    fill({"prior": prior, "conditioner": conditioner}, tensors, f"prior in {run}")
+    digest = native.tensors_digest(tensors)
+    frozen = (m.eval().requires_grad_(False) for m in (prior, conditioner))
+    for module in frozen:
+        module.to(device)
+    return LatentModel(codec, conditioner, prior, recipe, facts, path=run, digest=digest)
+
+
+def described(run: Path) -> tuple[Recipe, DataFacts]:
+    """The resolved recipe and the data's facts, as the run saved them."""
+    if not run.exists():
+        raise RequestError(f"{run} does not exist; possible: a folder that `moyai train` made")
+    if not (run / "recipe.json").is_file() or not (run / "data.json").is_file():
+        raise RequestError(
+            f"{run} is no run (it has no recipe.json and data.json); possible: a folder that `moyai train` made"
+        )
+    recipe = recipes.from_json((run / "recipe.json").read_text(encoding="utf-8"))
+    data: dict[str, Any] = read_json(run / "data.json")
+    return recipe, DataFacts.model_validate(data["facts"])
+
+
+def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts) -> Any:
+    """The trained autoencoder of a run."""
+    model = build.autoencoder(recipe, facts)
+    tensors, _ = _weights(run / "first_stage", "moyai train --stage first_stage")
+    fill({"autoencoder": model}, tensors, f"first stage in {run}")
+    return model
+
+
+def read_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device | str = "cpu") -> LatentCodec:
+    """The codec of a run: its first stage with the statistics of its latents."""
+    codec = build.codec(recipe, facts, read_first_stage(run, recipe, facts), device)
+    statistics = run / "latents" / "statistics"
+    if not statistics.is_dir():
+        raise RequestError(f"{run} has no latent statistics yet; `moyai train` with --stage latents measures them")
+    tensors = native.read(statistics)["statistics"]
+    return codec.measured((tensors["mean"], tensors["std"])).to(device)
+
+
+def _weights(stage: Path, how: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The averaged weights of a finished stage, or of its newest checkpoint."""
+    if (stage / "model").is_dir():
+        manifest = native.verify(stage / "model")
+        return native.read(stage / "model")["model"], manifest["info"]
+    newest = native.newest(stage / "checkpoints") if (stage / "checkpoints").is_dir() else None
+    if newest is None:
+        raise RequestError(f"{stage} holds no trained weights yet; `{how}` makes them")
+    return native.read(newest.path, ["ema"])["ema"], newest.manifest["info"]
+
+
+def fill(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor], what: str) -> None:
+    """Fill modules from tensors named `<module>.<parameter>`, strictly: CheckpointError names what differs."""
+    wanted = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    missing = sorted(set(wanted) - set(tensors))
+    unexpected = sorted(set(tensors) - set(wanted))
+    misshapen = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(f"the {what} does not fit", missing=missing, unexpected=unexpected, misshapen=misshapen)
+    with torch.no_grad():
+        for key, target in wanted.items():
+            target.copy_(tensors[key])

@@ -1,0 +1,178 @@
+"""The command line. Each command reads its words, calls one function and prints what came of it.
+
+The user's mistakes are one line and exit status 2; a disk that is full 3; training that cannot go on 4; a signal
+128 + its number. torch is imported by the commands that need it, so that help answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moyai.console import printable
+from moyai.errors import MoyaiError
+from moyai.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        return status
+    except MoyaiError as error:
+        sys.stderr.write(f"moyai: {printable(str(error), sys.stderr.encoding)}\n")
+        return error.status
+    except KeyboardInterrupt:
+        sys.stderr.write("moyai: stopped\n")
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moyai",
+        description="Latent diffusion on your own images: train both stages, sample, and get an honest report.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"moyai {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_train, _add_sample, _add_inspect, _add_check, _add_recipe):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    p = _command(commands, "train", "Train everything a recipe says, from data to report; goes on where it stopped.", _train)
+    _recipe_words(p)
+    p.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name>)")
+    p.add_argument("--stage", default=None, help="only this part: first_stage, latents, prior or report")
+    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    p.add_argument("--allow-data-change", action="store_true", help="go on though the data are not those it began with")
+    p.add_argument("--force", action="store_true", help="take over the folder from a run on another machine")
+    p.add_argument("--quiet", action="store_true", help="only warnings")
+
+
+def _add_sample(commands: Any) -> None:
+    p = _command(commands, "sample", "Draw pictures from a trained run.", _sample)
+    p.add_argument("path", metavar="RUN", type=Path, help="a folder that `moyai train` made")
+    p.add_argument("--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="names or numbers; all if not given")
+    p.add_argument("--n", type=int, default=8, help="pictures of each class")
+    p.add_argument("--seed", type=int, default=0, help="of the first picture; picture i has seed + i")
+    p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
+    p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
+    p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
+    p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance, 1 is none (default: the recipe's)")
+    p.add_argument("--eta", type=float, default=None, help="fresh noise of sampler euler: 0 is DDIM, 1 is DDPM")
+    p.add_argument("--batch", type=int, default=None, help="pictures a forward (default: the recipe's)")
+    p.add_argument("--out", type=Path, default=Path("samples.png"), help="a grid (.png), arrays (.npz), or a folder of PNGs")
+    p.add_argument("--gif", type=Path, default=None, help="also the way from noise to pictures, as a .gif")
+    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    p.add_argument("--quiet", action="store_true", help="only warnings")
+
+
+def _add_inspect(commands: Any) -> None:
+    p = _command(commands, "inspect", "Tell what a run, checkpoint, picture, recipe or data folder is.", _inspect)
+    p.add_argument("path", metavar="PATH", type=Path, help="what to look at")
+    p.add_argument("--plot", type=Path, default=None, help="write the curves of a run's logs to this .html file")
+
+
+def _add_check(commands: Any) -> None:
+    p = _command(commands, "check", "Try a recipe without training: sizes, memory, minutes, how a budget splits.", _check)
+    _recipe_words(p)
+    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
+
+
+def _add_recipe(commands: Any) -> None:
+    p = _command(commands, "recipe", "Explain the keys of a recipe.", _recipe)
+    p.add_argument("key", nargs="?", default="", help="a section or key, such as prior.train")
+
+
+def _recipe_words(p: argparse.ArgumentParser) -> None:
+    p.add_argument("recipe", metavar="RECIPE", help="a .toml file, its name under recipes/, or a run's folder")
+    p.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="laid over the recipe")
+    p.add_argument("--gpu", action="store_true", help="lay the recipe's [gpu] table over it")
+
+
+def _train(o: argparse.Namespace) -> int:
+    from moyai import console
+    from moyai.training.run import train
+    from moyai.training.signals import Interrupted
+
+    try:
+        with console.reporter(quiet=o.quiet) as reporter:
+            train(
+                o.recipe,
+                *o.overrides,
+                out=o.out,
+                stage=o.stage,
+                gpu=o.gpu,
+                device=o.device,
+                allow_data_change=o.allow_data_change,
+                force=o.force,
+                reporter=reporter,
+            )
+    except Interrupted as stopped:
+        sys.stderr.write(f"moyai: {stopped}\n")
+        return stopped.status
+    return 0
+
+
+def _sample(o: argparse.Namespace) -> int:
+    from moyai import console, outputs, tasks
+    from moyai.checkpoints.models import load
+    from moyai.devices import chosen
+    from moyai.nets.precision import keep_memory
+
+    keep_memory()
+    outputs.check(o.out, o.gif)
+    model = load(o.path, device=chosen(o.device))
+    names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch")
+    request = tasks.request(model, o.classes, **{name: getattr(o, name) for name in names})
+    with console.reporter(quiet=o.quiet) as reporter:
+        images = tasks.collect(model, request, lambda done, total: reporter.progress("sampling", done, total))
+        for line in outputs.write(model, request, images, o.out, o.gif):
+            reporter.say(line)
+    return 0
+
+
+def _inspect(o: argparse.Namespace) -> int:
+    from moyai.evaluation.inspection import inspect
+
+    for line in inspect(o.path, plot=o.plot):
+        console.result(line)
+    return 0
+
+
+def _check(o: argparse.Namespace) -> int:
+    from moyai import recipe as recipes
+    from moyai.devices import chosen
+    from moyai.training.check import check
+
+    recipe = recipes.load(recipes.find(o.recipe), o.overrides, gpu=o.gpu)
+    for line in check(recipe, chosen(o.device)):
+        console.result(line)
+    return 0
+
+
+def _recipe(o: argparse.Namespace) -> int:
+    from moyai.recipe import schema_help
+
+    console.result(schema_help(o.key))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

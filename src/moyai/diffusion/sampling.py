@@ -1,0 +1,170 @@
+"""Samplers: stateless walks along a grid, from noise to a picture.
+
+In the coordinates x = x0 + sigma noise, the probability flow of every model is one equation (Karras et al. 2022,
+eq. 1 and 3)
+
+    dx / dsigma = (x - D(x, sigma)) / sigma                                                           (1)
+
+A sampler is a generator `(denoise, x, sigmas) -> Step, Step, ...`: no hidden state, the grid is an argument, and
+progress, preview and cancelling are the caller's `for`. An Euler step from s to t,
+
+    x' = D + (t / s) (x - D)                                                                          (2)
+
+is DDIM (Song et al. 2021) for models of a table and the Euler step of a rectified flow. It is written so, and not as
+x + (t - s) dx/dsigma, because at s = 4096 the latter loses 1e-3 of the picture in float32, this 5e-7. A step may also
+go further down than t and come back up with fresh noise,
+
+    up^2 = eta^2 t^2 (s^2 - t^2) / s^2,   down^2 = t^2 - up^2,
+    x' = D + (down / s) (x - D) + up noise                                                            (3)
+
+which is DDIM's eta: 0 is deterministic, and 1 is DDPM's ancestral sampling, whose up^2 is the posterior variance
+beta~_t of `noise.q_posterior` divided by abar_{t-1}.
+
+The second-order methods here are Heun's (Karras et al. 2022, algorithm 1), which in the form of (2) reads
+
+    x' = x_euler + (s / t - 1) / 2 (D(x_euler, t) - D(x, s))                                          (4)
+
+and the two of DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which are exact where D does not change and treat its
+change in log sigma: 2S evaluates D half way, 2M reuses the D of the step before.
+
+Equation (4) multiplies the change of D by s / (2 t), which is hundreds in the first step that an even grid of a flow or
+of a zero-terminal model takes, and thousands where few steps span all of sigma: the picture is lost. `heun` therefore
+leaves out the correction where s / t is above 4. The published grid of 18 steps has no such step; on a mixture of 20
+Gaussians, a cosine table walked evenly in 12 steps, the error falls from 1.0 to 0.07.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from math import log, sqrt
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from moyai.diffusion.denoiser import Denoise
+from moyai.diffusion.noise import column
+from moyai.diffusion.parameterization import Parameterization
+from moyai.errors import RequestError
+
+Noise = Callable[[int], Tensor]  # the fresh noise of step i, in the shape of x
+
+
+HEUN_SPAN = 4.0  # the longest step, s / t, that Heun's correction helps
+
+
+class Step(NamedTuple):
+    """One step done: its number (from 1), the sigma x is now at, x, and the estimate of x0 the step was made with."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a step
+    sigma: float
+    x: Tensor
+    denoised: Tensor
+
+
+class Sampler(Protocol):
+    """Walks x along sigmas (steps + 1,). `eta` above 0 asks for fresh noise, `noise(i)` gives that of step i."""
+
+    def __call__(
+        self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+    ) -> Iterator[Step]: ...
+
+
+def start(
+    noise: Tensor, parameterization: Parameterization, sigmas: Tensor, *, full: bool = True, x0: Tensor | None = None
+) -> Tensor:
+    """Where a walk begins.
+
+    A full grid begins at noise / in_(sigma), which is what the network was trained to see as pure noise: of unit
+    variance. A grid begun lower (or from a picture x0) begins at x0 + sigma noise; without an x0, at sigma noise.
+    """
+    if full and x0 is None:
+        return noise / column(parameterization(sigmas[:1].double()).in_, noise)
+    noisy = float(sigmas[0]) * noise
+    return noisy if x0 is None else x0 + noisy
+
+
+def split(s: float, t: float, eta: float) -> tuple[float, float]:
+    """(down, up) of equation (3): where a step from s to t aims, and the fresh noise that brings it back up to t."""
+    up = min(t, eta * t * sqrt(max(0.0, s * s - t * t)) / s)
+    return sqrt(t * t - up * up), up
+
+
+def euler(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+) -> Iterator[Step]:
+    """Equation (3): DDIM, DDPM, Euler, Euler ancestral and the Euler step of a flow. Order 1."""
+    for index, s, t in _intervals(sigmas):
+        d = denoise(x, _full(x, s))
+        down, up = split(s, t, eta)
+        x = _toward(d, x, down / s, up, index, noise)
+        yield Step(index, t, x, d)
+
+
+def heun(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+) -> Iterator[Step]:
+    """Equation (4), two evaluations a step (one where the step goes to 0 or spans too much). Order 2."""
+    if eta:
+        raise RequestError(f"eta {eta} needs another sampler: heun is deterministic; possible: eta 0, or euler")
+    for index, s, t in _intervals(sigmas):
+        d = denoise(x, _full(x, s))
+        x = _toward(d, x, t / s)
+        if t > 0 and s / t <= HEUN_SPAN:
+            x = x + 0.5 * (s / t - 1) * (denoise(x, _full(x, t)) - d)
+        yield Step(index, t, x, d)
+
+
+def dpmpp_2s(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+) -> Iterator[Step]:
+    """DPM-Solver++(2S): D half way in log sigma stands for the whole step; two evaluations. Order 2 at eta 0."""
+    for index, s, t in _intervals(sigmas):
+        d = denoise(x, _full(x, s))
+        down, up = split(s, t, eta)
+        if down > 0:
+            half = sqrt(s * down)
+            d = denoise(_toward(d, x, half / s), _full(x, half))
+        x = _toward(d, x, down / s, up, index, noise)
+        yield Step(index, t, x, d)
+
+
+def dpmpp_2m(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+) -> Iterator[Step]:
+    """DPM-Solver++(2M): D continued in log sigma from the last two; one evaluation. Order 2 at eta 0.
+
+    At eta 1 this is the published 2M SDE ("midpoint").
+    """
+    before: tuple[Tensor, float] | None = None  # D of the step before and that step's length in log sigma
+    for index, s, t in _intervals(sigmas):
+        d = denoise(x, _full(x, s))
+        down, up = split(s, t, eta)
+        middle = d
+        if before is not None and t > 0:
+            middle = d + 0.5 * log(s / t) / before[1] * (d - before[0])
+        x = _toward(middle, x, down / s, up, index, noise)
+        before = (d, log(s / t)) if t > 0 and t != s else before
+        yield Step(index, t, x, d)
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2s": dpmpp_2s, "dpmpp_2m": dpmpp_2m}
+
+
+def _intervals(sigmas: Tensor) -> Iterator[tuple[int, float, float]]:
+    """(index, from, to) of every step; plain numbers, so that an accelerator is never waited for."""
+    for index, (s, t) in enumerate(pairwise(sigmas.tolist()), 1):
+        yield index, s, t
+
+
+def _full(x: Tensor, sigma: float) -> Tensor:
+    return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
+
+
+def _toward(d: Tensor, x: Tensor, ratio: float, up: float = 0.0, index: int = 0, noise: Noise | None = None) -> Tensor:
+    """D + ratio (x - D) + up noise; D itself, to the bit, at ratio 0."""
+    moved = d + ratio * (x - d)
+    if up == 0:
+        return moved
+    if noise is None:
+        raise ValueError("a step with eta above 0 needs noise: a function of the step's number")
+    return moved + up * noise(index)

@@ -1,0 +1,106 @@
+"""`moyai inspect`: what a path is, said in a few lines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moyai import build, log, pictures
+from moyai import recipe as recipes
+from moyai.checkpoints import native, tensors
+from moyai.data import report as data_report
+from moyai.data import splits
+from moyai.data.config import FolderConfig
+from moyai.data.locate import cache_folder
+from moyai.errors import RequestError
+from moyai.evaluation import curves, page
+from moyai.evaluation.terminal import terminal_plot
+from moyai.files import read_json
+
+STAGES = ("first_stage", "prior")
+PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".webp")
+
+
+def inspect(path: Path, *, plot: Path | None = None) -> Iterator[str]:
+    """Yields lines about a run, checkpoint, weights file, picture, recipe or data. plot: curves go to this .html."""
+    if not path.exists():
+        raise RequestError(f"{path} does not exist; possible: a run, a checkpoint, a .safetensors, a picture, data")
+    if plot is not None and not (path / "recipe.json").is_file():
+        raise RequestError(f"--plot draws the logs of a run, and {path} is none")
+    if (path / "recipe.json").is_file():
+        yield from _run(path)
+        if plot is not None:
+            page.write(plot, page.page(path.name, "the logs of a run", [page.Section("Curves", list(_charts(path)))]))
+            yield f"curves in {plot}"
+    elif (path / "MANIFEST.json").is_file():
+        yield from _checkpoint(path)
+    elif path.suffix == ".safetensors":
+        yield from _weights(path)
+    elif path.suffix.lower() in PICTURES:
+        yield from _recipe_of(path)
+    elif path.suffix in (".toml", ".json"):
+        loaded = recipes.load(path)
+        yield f"recipe {loaded.name}: data {loaded.data.kind}, first stage {loaded.first_stage.kind}, prior {loaded.prior.kind}"
+    else:
+        yield from _data(path)
+
+
+def _run(run: Path) -> Iterator[str]:
+    recipe = recipes.from_json((run / "recipe.json").read_text(encoding="utf-8"))
+    yield f"run {recipe.name}: data {recipe.data.kind} {recipe.data.name or ''}, seed {recipe.seed}"
+    if (run / "data.json").is_file():
+        facts = recipes.DataFacts.model_validate(read_json(run / "data.json")["facts"])
+        yield f"data: {facts.count} training pictures, {facts.channels} x {facts.height} x {facts.width}, " + (
+            f"{len(facts.classes)} classes: {', '.join(facts.classes)}" if facts.classes else "no classes"
+        )
+    for stage in STAGES:
+        yield _progress(run / stage, stage.replace("_", " "))
+        steps, values = log.series(run / stage / "log.jsonl", "train", "loss")
+        if len(values) > 1:
+            yield f"loss, steps {steps[0]} to {steps[-1]}:"
+            yield terminal_plot(values, 60, 8)
+    if (run / "report.html").is_file():
+        yield f"report: {run / 'report.html'}"
+
+
+def _progress(stage: Path, name: str) -> str:
+    if (stage / "model" / "MANIFEST.json").is_file():
+        info = native.verify(stage / "model")["info"]
+        skipped = f", {info['skipped']} non-finite steps skipped" if info.get("skipped") else ""
+        return f"{name}: finished at step {info['step']}{skipped}"
+    newest = native.newest(stage / "checkpoints") if (stage / "checkpoints").is_dir() else None
+    return f"{name}: " + (f"checkpoint at step {newest.step}" if newest else "not begun")
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    manifest = native.verify(path)
+    info: dict[str, Any] = manifest["info"]
+    yield f"checkpoint of moyai, whole and unaltered: {', '.join(f'{k} {v}' for k, v in info.items())}"
+    for name, entry in manifest["files"].items():
+        yield f"  {name}: {entry['size']:,} bytes, sha256 {entry['sha256'][:12]}"
+
+
+def _weights(path: Path) -> Iterator[str]:
+    entries = tensors.header(path)["tensors"]
+    yield f"{len(entries)} tensors"
+    for name, entry in entries.items():
+        yield f"  {name}: {entry}"
+
+
+def _recipe_of(path: Path) -> Iterator[str]:
+    for key, value in pictures.read_recipe(path).items():
+        yield f"{key}: {value}"
+
+
+def _data(path: Path) -> Iterator[str]:
+    images = build.read_data(FolderConfig(root=path.resolve()), cache_folder())
+    yield from data_report.lines(data_report.report(images, *splits.split(images, 0.1)))
+
+
+def _charts(run: Path) -> Iterator[page.Chart]:
+    for stage in STAGES:
+        path = run / stage / "log.jsonl"
+        for kind in ("train", "validation"):
+            for name in log.names(path, kind):
+                steps, values = log.series(path, kind, name)
+                title = f"{stage.replace('_', ' ')}: {name} ({kind})"
+                yield page.Chart(curves.chart([curves.Series(name, steps, values)], title=title, x_label="step", y_label=name), title)

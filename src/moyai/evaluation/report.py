@@ -1,0 +1,201 @@
+"""The report of a run: one self-contained page. Pictures first, then curves, then the facts.
+
+What is drawn for it (samples of every class, reconstructions, the way from noise to samples) is also left as files in
+`samples/`, each with the recipe that made it.
+"""
+
+import json
+import platform
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moyai import log, pictures, tasks
+from moyai.data.images import ImageSet, to_uint
+from moyai.evaluation import curves, page
+from moyai.model import LatentModel
+from moyai.version import __version__
+
+COLUMNS = 10
+PROCESS = 8  # pictures in the GIF
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is made from."""
+
+    run: Path
+    model: LatentModel
+    train: ImageSet
+    held_out: ImageSet
+    data: dict[str, Any]  # the data report, as saved
+    plan: dict[str, Any]
+    times: dict[str, float]  # seconds by stage
+    command: str
+
+
+def write(material: Material, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Draw the pictures and write `report.html` in the run's folder; returns its path."""
+    folder = material.run / "samples"
+    folder.mkdir(exist_ok=True)
+    samples, request = _samples(material, progress)
+    sections = [
+        page.Section("Samples", _sample_blocks(material, samples, request, folder)),
+        page.Section("First stage", _first_stage_blocks(material, folder)),
+        page.Section("From noise to samples", _process_blocks(material, folder)),
+        page.Section("Training", _curve_blocks(material)),
+        page.Section("Data", _data_blocks(material.data)),
+        page.Section("Recipe", _recipe_blocks(material)),
+    ]
+    recipe = material.model.recipe
+    path = material.run / "report.html"
+    kept = [section for section in sections if section.blocks]
+    page.write(path, page.page(recipe.name, recipe.description or "A latent diffusion model", kept))
+    return path
+
+
+def _samples(material: Material, progress: Callable[[int, int], None] | None) -> tuple[np.ndarray, tasks.Request]:
+    report = material.model.recipe.report
+    n = report.per_class if material.model.classes else report.samples
+    request = tasks.request(material.model, n=n)
+    return tasks.collect(material.model, request, progress), request
+
+
+def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Request, folder: Path) -> list[Any]:
+    model = material.model
+    recipe = tasks.picture_recipe(model, request)
+    names = model.classes or None
+    sheet = pictures.grid(samples, columns=request.n if names else COLUMNS, row_labels=names)
+    pictures.save_png(folder / "samples.png", sheet, recipe)
+    originals = pictures.grid(_originals(material, request), columns=request.n if names else COLUMNS, row_labels=names)
+    pictures.save_png(folder / "originals.png", originals, None)
+    guidance = f", guidance {request.guidance:g}" if names else ""
+    how = f"{request.sampler}, {request.steps} steps{guidance}, seeds {request.seed} to {request.seed + request.count - 1}"
+    return [
+        page.Gallery(
+            (
+                _picture(originals, "Original", "pictures of the training data", None),
+                _picture(sheet, f"Generated: {how}", "pictures drawn by the model", recipe),
+            ),
+            "Originals beside generated pictures; none was chosen by hand.",
+        )
+    ]
+
+
+def _originals(material: Material, request: tasks.Request) -> np.ndarray:
+    """As many real pictures in the same arrangement, the first of each class."""
+    train, labels = material.train, request.labels()
+    if labels is None:
+        index = np.arange(min(request.count, train.count))
+    else:
+        classes = train.fields["class"]
+        rows = [np.resize(np.flatnonzero(classes == c)[: request.n], request.n) for c in request.classes]
+        index = np.concatenate(rows)
+    return to_uint(train.images(index), bits=train.bits)
+
+
+def _first_stage_blocks(material: Material, folder: Path) -> list[Any]:
+    held_out, model = material.held_out, material.model
+    index = np.linspace(0, held_out.count - 1, min(COLUMNS, held_out.count)).astype(np.int64)
+    images = held_out.images(index)
+    originals = to_uint(images, bits=held_out.bits)
+    again = model.decode(model.encode(images))
+    difference = np.abs(originals.astype(np.int64) - again.astype(np.int64)).astype(originals.dtype)
+    rows = np.concatenate([originals, again, difference])
+    sheet = pictures.grid(rows, columns=len(index), row_labels=("original", "reconstruction", "difference"))
+    pictures.save_png(folder / "reconstructions.png", sheet, None)
+    _, values = log.series(material.run / "first_stage" / "log.jsonl", "validation", "psnr")
+    quality = f"PSNR {values[-1]:.1f} dB on held-out pictures. " if values else ""
+    codec = model.codec
+    shape = " x ".join(str(n) for n in codec.shape())
+    statistics = page.Table(
+        ("channel", "mean", "standard deviation"),
+        tuple((str(i), f"{m:.4f}", f"{s:.4f}") for i, (m, s) in enumerate(zip(codec.mean, codec.std, strict=True))),
+        "The latents' statistics, measured over the training set; the prior sees them at mean 0, deviation 1.",
+    )
+    text = f"{quality}Latents are {shape}. The first stage alone is no sampler: noise decoded by it is noise."
+    return [_picture(sheet, "Held-out pictures", "originals above reconstructions"), page.Text(text), statistics]
+
+
+def _process_blocks(material: Material, folder: Path) -> list[Any]:
+    model = material.model
+    if not model.recipe.report.gif:
+        return []
+    classes = [str(c) for c in range(min(PROCESS, len(model.classes)))]
+    settings: dict[str, Any] = {"n": 1 if classes else PROCESS, "batch": len(classes) or PROCESS, "steps": 40}
+    request = tasks.request(model, classes, sampler="euler", eta=0.0, **settings)
+    noisy, predicted = tasks.process(model, request)
+    labels = ("noisy", "predicted")
+    frames = [
+        pictures.grid(np.concatenate(pair), columns=request.count, row_labels=labels)
+        for pair in zip(noisy, predicted, strict=True)
+    ]
+    recipe = tasks.picture_recipe(model, request)
+    pictures.save_gif(folder / "process.gif", frames, recipe=recipe)
+    data = pictures.gif_bytes(frames, recipe=recipe)
+    caption = "The state of the sampler, decoded, above its estimate of the picture at that moment."
+    return [page.Picture(data, "image/gif", caption, "animation of the diffusion process")]
+
+
+def _curve_blocks(material: Material) -> list[Any]:
+    blocks: list[Any] = []
+    for stage, title in (("first_stage", "First stage"), ("prior", "Prior")):
+        path = material.run / stage / "log.jsonl"
+        series = []
+        for kind, label in (("train", "training"), ("validation", "held out")):
+            name = "loss" if "loss" in log.names(path, kind) else "l1"
+            steps, values = log.series(path, kind, name)
+            if steps:
+                series.append(curves.Series(label if name == "loss" else f"{label} ({name})", steps, values))
+        if series:
+            svg = curves.chart(series, title=f"{title}: loss", x_label="step", y_label="loss", log_y=True)
+            blocks.append(page.Chart(svg, f"{title}: the loss of training steps and of held-out data."))
+    if material.times:
+        shown = {name: str(timedelta(seconds=round(seconds))) for name, seconds in material.times.items()}
+        blocks.append(page.Facts({**shown, "in all": str(timedelta(seconds=round(sum(material.times.values()))))}))
+    return blocks
+
+
+def _data_blocks(data: dict[str, Any]) -> list[Any]:
+    report = data["report"]
+    plain = {key: value for key, value in report.items() if isinstance(value, str | int | float | bool)}
+    blocks: list[Any] = [page.Facts({key.replace("_", " "): str(value) for key, value in plain.items()})]
+    blocks += [page.Warning(text) for text in report.get("warnings", [])]
+    return blocks
+
+
+def _recipe_blocks(material: Material) -> list[Any]:
+    model = material.model
+    versions = {
+        "moyai": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "prior": f"{_count(model.prior):,} parameters",
+        "first stage": f"{_count(model.codec.autoencoder):,} parameters",
+    }
+    blocks: list[Any] = [page.Code(material.command, "The command that repeats this run"), page.Facts(versions)]
+    if material.plan.get("seconds"):
+        rows = tuple((name, f"{value:.1f}") for name, value in material.plan["seconds"].items())
+        blocks.append(page.Table(("part", "seconds planned"), rows, "How the budget was split."))
+    recipe = json.dumps(model.recipe.model_dump(mode="json"), indent=2)
+    return [*blocks, page.Code(recipe, "The resolved recipe")]
+
+
+def command(recipe: str, overrides: list[str]) -> str:
+    """The command line that repeats a run."""
+    return shlex.join(["moyai", "train", recipe, *overrides])
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _picture(image: Any, caption: str, alt: str, recipe: dict[str, Any] | None = None) -> page.Picture:
+    return page.Picture(pictures.png_bytes(image, recipe), "image/png", caption, alt)

@@ -1,0 +1,71 @@
+"""A latent diffusion model, whole: what a run or a checkpoint loads into.
+
+model = moyai.load("runs/fashion-mnist")
+images = moyai.sample(model, classes=["bag"], n=4)      # (4, 28, 28, 1) uint8
+again = model.decode(model.encode(images))              # through the latents and back
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moyai.conditioning.conditioner import Conditioner
+from moyai.data.images import to_uint
+from moyai.errors import RequestError
+from moyai.firststage.codec import LatentCodec
+from moyai.priors.diffusion import DiffusionPrior
+from moyai.recipe import DataFacts, Recipe
+
+
+@dataclass
+class LatentModel:
+    """Codec, conditioner and prior, with the recipe and the facts of the data they were made for."""
+
+    codec: LatentCodec
+    conditioner: Conditioner
+    prior: DiffusionPrior
+    recipe: Recipe
+    facts: DataFacts
+    path: Path | None = None
+    digest: str = ""  # of the prior's weights; goes into every picture's recipe
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that can be asked for; () where the prior is unconditional."""
+        return self.facts.classes if self.conditioner.fields() else ()
+
+    @property
+    def device(self) -> torch.device:
+        return self.codec.mean.device
+
+    def to(self, device: torch.device | str) -> "LatentModel":
+        """Move everything; returns itself."""
+        for module in (self.codec, self.conditioner, self.prior):
+            module.to(device)
+        return self
+
+    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+        """Pictures to normalised latents (B, c, h, w), the posterior's mode.
+
+        images: (B, H, W, C) integers as `sample` returns them, or a float tensor (B, C, H, W) in [-1, 1].
+        """
+        channels, height, width = self.codec.image_shape
+        if isinstance(images, np.ndarray):
+            if images.ndim != 4 or not np.issubdtype(images.dtype, np.unsignedinteger):
+                raise RequestError(f"pictures must be unsigned (B, H, W, C), not {images.dtype} {images.shape}")
+            top = float(np.iinfo(images.dtype).max)
+            tensor = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2) / top * 2 - 1
+        else:
+            tensor = images
+        if tuple(tensor.shape[1:]) != (channels, height, width):
+            raise RequestError(
+                f"this model takes pictures of {channels} channels, {height}x{width}; given {tuple(tensor.shape[1:])}"
+            )
+        return self.codec.encode(tensor.to(self.device))
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Normalised latents (B, c, h, w) to pictures (B, H, W, C), uint8 (uint16 for 16-bit data)."""
+        return to_uint(self.codec.decode(latents.to(self.device)).cpu(), bits=self.facts.bits)

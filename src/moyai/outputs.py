@@ -1,0 +1,63 @@
+"""Where sampled pictures go: a grid, a folder of PNGs, or arrays; each picture with the recipe that made it."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from moyai import pictures, tasks
+from moyai.errors import RequestError
+from moyai.files import write_atomic
+from moyai.model import LatentModel
+
+
+def check(out: Path, gif: Path | None) -> None:
+    """Refuse, before anything is computed, an output that could not be written."""
+    if out.suffix.lower() not in ("", ".png", ".npz"):
+        raise RequestError(f"--out {out} is neither a .png, an .npz nor a folder; possible: grid.png, samples.npz, samples/")
+    if gif is not None and gif.suffix.lower() != ".gif":
+        raise RequestError(f"--gif {gif} does not end in .gif")
+    for path in (out, gif):
+        if path is not None:
+            folder = path if not path.suffix else path.parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another place") from error
+
+
+def write(
+    model: LatentModel, request: tasks.Request, images: np.ndarray, out: Path, gif: Path | None
+) -> Iterator[str]:
+    """Write the pictures; yields a sentence for each thing written."""
+    if out.suffix.lower() == ".npz":
+        _write_arrays(request, images, out)
+    elif out.suffix.lower() == ".png":
+        names = [model.classes[c] for c in request.classes] or None
+        sheet = pictures.grid(images, columns=request.n if names else None, row_labels=names)
+        pictures.save_png(out, sheet, tasks.picture_recipe(model, request))
+    else:
+        for i, image in enumerate(images):
+            recipe = tasks.picture_recipe(model, request, i)
+            name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"])])
+            pictures.save_png(out / f"{name}.png", image, recipe)
+    yield f"{len(images)} pictures in {out}"
+    if gif is not None:
+        noisy, predicted = tasks.process(model, request)
+        rows = zip(noisy, predicted, strict=True)
+        frames = [pictures.grid(np.concatenate(pair), columns=len(pair[0]), row_labels=("noisy", "predicted")) for pair in rows]
+        pictures.save_gif(gif, frames, recipe=tasks.picture_recipe(model, request))
+        yield f"the way there in {gif}"
+
+
+def _write_arrays(request: tasks.Request, images: np.ndarray, out: Path) -> None:
+    """`images` (N, H, W, C) and `labels` (N,), -1 where no class was asked for: what evaluation suites read."""
+    labels = request.labels()
+    data = BytesIO()
+    np.savez_compressed(data, images=images, labels=np.full(len(images), -1) if labels is None else labels)
+    write_atomic(out, data.getvalue())
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)

@@ -1,0 +1,139 @@
+"""What of a recipe follows from the data, and what from the clock.
+
+A recipe may leave open what the data decide (the resolution, and with it the shapes of the networks) and how long to
+train. `resolve` fills in the first, and the steps where they can be counted; `with_steps` the steps that a measured
+budget of minutes comes to; `train_intervals` what follows from those. Nothing that was given is changed.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from moyai.conditioning.config import ClassCondition
+from moyai.diffusion.config import LogitNormalDensity, LogNormalDensity, TableDensity
+from moyai.errors import ConfigError
+from moyai.recipe_model import AUTOENCODER_MULTIPLIERS, Recipe, sides
+from moyai.schema import Config
+from moyai.training.config import TrainConfig
+
+MINUTES = 20.0  # of a recipe that says neither steps nor epochs nor minutes
+
+# Latents of at least 4 x 4 with some 64 to 256 positions, which a small prior learns in minutes.
+_FACTORS = ((16, 2), (64, 4))  # (longer side up to, factor); 8 above
+_UNET = {1: (2,), 2: (1, 2), 3: (1, 2, 3), 4: (1, 2, 3, 4)}  # multipliers by the number of levels
+
+
+class DataFacts(Config):
+    """What is known of the data once they have been looked at."""
+
+    channels: Annotated[int, Field(gt=0)] = Field(description="of a picture")
+    height: Annotated[int, Field(gt=0)] = Field(description="in pixels, of the training pictures")
+    width: Annotated[int, Field(gt=0)] = Field(description="in pixels, of the training pictures")
+    bits: Annotated[int, Field(gt=0)] = Field(8, description="of a stored value")
+    count: Annotated[int, Field(gt=0)] = Field(description="training pictures, held-out ones not counted")
+    classes: tuple[str, ...] = Field((), description="names of the classes in order; empty where there are none")
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with some dotted keys set, checked again."""
+    tree = recipe.model_dump()
+    for key, value in changes.items():
+        *folders, last = key.split(".")
+        table = tree
+        for folder in folders:
+            table = table[folder]
+        table[last] = value
+    return Recipe.model_validate(tree)
+
+
+def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
+    """Fill in every key that follows from the data; resolving twice changes nothing.
+
+    * data: resolution and channels are those of the pictures.
+    * first stage: factor 2 up to 16 pixels, 4 up to 64, 8 above, halved until it divides both sides.
+    * prior: one level more from latents of 7, 14 and 56 on (their shorter side), which leaves the lowest 4 x 4 or more;
+      attention where a level has at most 16 x 16 positions, and below the first up to 32 x 32; density by
+      parameterisation; the class as condition where there are two classes or more.
+    * steps: epochs are counted out; 20 minutes where a stage says neither steps nor epochs and the budget is silent.
+    """
+    data, net, prior = recipe.data, recipe.first_stage.net, recipe.prior
+    resolution = data.resolution or (facts.height if facts.height == facts.width else (facts.height, facts.width))
+    height, width = sides(resolution)
+    factor = net.factor or _factor(net.multipliers, height, width)
+    latents = (height // factor, width // factor)
+    levels = len(prior.net.attention) if prior.net.attention else _levels(min(latents))
+    multipliers = prior.net.multipliers or _UNET[min(levels, 4)]
+    if prior.conditions is not None:
+        conditions = {name: condition.model_dump() for name, condition in prior.conditions.items()}
+        lost = [name for name, c in prior.conditions.items() if c.kind == "class" and len(facts.classes) < 2]
+        if lost:
+            raise ConfigError(
+                f"prior.conditions.{lost[0]} needs classes, and the data have {len(facts.classes) or 'none'}; "
+                "possible: prior.conditions={}, or data with two classes or more"
+            )
+    else:
+        conditions = {"class": ClassCondition().model_dump()} if len(facts.classes) > 1 else {}
+    changes: dict[str, Any] = {
+        "data.resolution": resolution,
+        "data.channels": data.channels or facts.channels,
+        "first_stage.net.factor": factor,
+        "first_stage.net.multipliers": net.multipliers or AUTOENCODER_MULTIPLIERS[factor],
+        "prior.net.multipliers": multipliers,
+        "prior.net.attention": prior.net.attention or _attention(max(latents), len(multipliers)),
+        "prior.density": (prior.density or _density(recipe)).model_dump(),
+        "prior.conditions": conditions,
+    }
+    return changed(recipe, {**changes, **_lengths(recipe, facts.count)})
+
+
+def _factor(multipliers: tuple[int, ...] | None, height: int, width: int) -> int:
+    if multipliers is not None:
+        return int(2 ** (len(multipliers) - 1))
+    factor = next((f for longest, f in _FACTORS if max(height, width) <= longest), 8)
+    while height % factor or width % factor or min(height, width) // factor < 4:
+        if factor == 1:
+            break
+        factor //= 2
+    return factor
+
+
+def _levels(short: int) -> int:
+    """How many levels the U-Net has for latents whose shorter side is this; a level has half the sides, rounded up."""
+    return 1 if short < 7 else 2 if short < 14 else 3 if short < 56 else 4
+
+
+def _attention(side: int, levels: int) -> tuple[bool, ...]:
+    return tuple(math.ceil(side / 2**i) <= (32 if i else 16) for i in range(levels))
+
+
+def _density(recipe: Recipe) -> TableDensity | LogNormalDensity | LogitNormalDensity:
+    parameterization = recipe.prior.parameterization
+    if hasattr(parameterization, "table"):
+        return TableDensity()
+    return LogNormalDensity() if parameterization.kind == "edm" else LogitNormalDensity()
+
+
+def _lengths(recipe: Recipe, count: int) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for stage, train in (("first_stage", recipe.first_stage.train), ("prior", recipe.prior.train)):
+        if train.steps is None and train.epochs is not None:
+            changes[f"{stage}.train.steps"] = math.ceil(train.epochs * count / train.batch)
+        elif train.steps is None and recipe.budget.minutes is None:
+            changes["budget.minutes"] = MINUTES
+    return changes
+
+
+def with_steps(recipe: Recipe, first_stage: int, prior: int) -> Recipe:
+    """The recipe with the step counts that a measured budget commits to."""
+    return changed(recipe, {"first_stage.train.steps": first_stage, "prior.train.steps": prior})
+
+
+def train_intervals(train: TrainConfig) -> TrainConfig:
+    """The stage with its intervals filled in: a tenth of the run each, saves at most 1000 steps apart."""
+    if train.steps is None:
+        raise ConfigError("the number of steps is not known yet; give train.steps, or resolve the recipe")
+    tenth = max(1, train.steps // 10)
+    intervals = {"validate_every": tenth, "save_every": min(tenth, 1000), "preview_every": tenth}
+    return train.model_copy(update={key: getattr(train, key) or steps for key, steps in intervals.items()})

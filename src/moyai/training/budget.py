@@ -1,0 +1,139 @@
+"""Minutes into steps.
+
+A budget covers everything from the data report to the report. What reading, encoding, sampling and the report need is
+set aside first; the rate of each stage is measured in steps that are thrown away, on models that are thrown away; the
+counts that result are written into the run before step 1 and printed as the overrides that repeat it. From then on the
+run is a function of (recipe, seed, step), and the clock is not asked again.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from moyai import build, tasks
+from moyai.data.images import ImageSet
+from moyai.data.latents import PLAIN, LatentCache
+from moyai.model import LatentModel
+from moyai.randomness import Draw
+from moyai.recipe import DataFacts, Recipe
+from moyai.training import ema
+from moyai.training.loop import Stage
+from moyai.training.stages import FirstStageTraining, PriorTraining
+from moyai.training.steps import train_step
+
+OVERHEAD = 0.06  # of training: validation, previews, checkpoints
+MARGIN = 0.04  # of the whole budget, for what the clock of a shared machine does
+LEAST_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds measured: a step of either stage, one picture encoded, one forward of the sampler, all at the recipe's sizes."""
+
+    first_stage_step: float
+    prior_step: float
+    encode: float
+    sampler_forward: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget comes to."""
+
+    first_stage: int
+    prior: int
+    seconds: dict[str, float]
+
+    def overrides(self) -> str:
+        return f"first_stage.train.steps={self.first_stage} prior.train.steps={self.prior}"
+
+
+def measure(recipe: Recipe, facts: DataFacts, train: ImageSet, device: torch.device, *, seconds: float = 4.0) -> Costs:
+    """Time every part on throw-away models, about `seconds` for each stage."""
+    small = train.subset(np.arange(min(train.count, recipe.first_stage.train.batch)))
+    sized = _with_some_steps(recipe)
+    first = FirstStageTraining(sized, build.autoencoder(sized, facts), small, small, device)
+    first_step = _step_seconds(first, device, seconds)
+    codec = build.codec(sized, facts, build.autoencoder(sized, facts), device).to(device)
+    images = small.images(np.arange(min(64, small.count))).to(device)
+    encode = _median_seconds(lambda: codec.store(images), device) / len(images)
+    conditioner = build.conditioner(sized, facts)
+    prior = build.prior(sized, conditioner, codec.shape(), device)
+    stage = PriorTraining(sized, facts, codec, conditioner, prior, *[_latents(codec, small, device)] * 2, device)
+    prior_step = _step_seconds(stage, device, seconds)
+    forward, decode = _sampling_seconds(stage.model(), device)
+    return Costs(first_step, prior_step, encode, forward, decode)
+
+
+def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: float, forwards: int) -> Plan:
+    """Split `budget.minutes`. pictures: how many are encoded; forwards: sampler forwards of report and previews."""
+    minutes = recipe.budget.minutes or 0.0
+    aside = {
+        "spent before training": elapsed,
+        "encoding": pictures * (2 if flips else 1) * costs.encode,
+        "samples and report": forwards * costs.sampler_forward + 5.0,
+        "margin": MARGIN * minutes * 60,
+    }
+    left = max(0.0, minutes * 60 - sum(aside.values())) / (1 + OVERHEAD)
+    fixed_first, fixed_prior = recipe.first_stage.train.steps, recipe.prior.train.steps
+    if fixed_first is not None:
+        first, rest = fixed_first, left - fixed_first * costs.first_stage_step
+    elif fixed_prior is not None:
+        first = int(max(0.0, left - fixed_prior * costs.prior_step) / costs.first_stage_step)
+        rest = fixed_prior * costs.prior_step
+    else:
+        share = left * recipe.budget.first_stage
+        first, rest = int(share / costs.first_stage_step), left - share
+    prior = fixed_prior if fixed_prior is not None else int(max(0.0, rest) / costs.prior_step)
+    first, prior = max(LEAST_STEPS, first), max(LEAST_STEPS, prior)
+    seconds = {**aside, "first stage": first * costs.first_stage_step, "prior": prior * costs.prior_step}
+    return Plan(first, prior, {name: round(value, 2) for name, value in seconds.items()})
+
+
+def _with_some_steps(recipe: Recipe) -> Recipe:
+    data: dict[str, Any] = recipe.model_dump()
+    for section in ("first_stage", "prior"):
+        data[section]["train"]["steps"] = data[section]["train"]["steps"] or 1000
+    return Recipe.model_validate(data)
+
+
+def _step_seconds(stage: Stage, device: torch.device, seconds: float) -> float:
+    gamma = ema.gamma_of(stage.state.config.ema.std)
+
+    def step() -> None:
+        k = stage.state.step
+        batch = stage.batch(k).to(device)
+        train_step(stage.state, stage.losses, batch, Draw(0, k, len(batch), stage=stage.name, device=device), gamma)
+
+    return _median_seconds(step, device, seconds=seconds)
+
+
+def _median_seconds(f: Callable[[], object], device: torch.device, *, seconds: float = 1.0) -> float:
+    """The median time of a call after two that warm up; at least three calls, about `seconds` in all."""
+    times: list[float] = []
+    while len(times) < 5 or sum(times) < seconds:
+        begin = time.perf_counter()
+        f()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:])
+
+
+def _latents(codec: Any, images: ImageSet, device: torch.device) -> LatentCache:
+    stored = codec.store(images.images(np.arange(images.count)).to(device))
+    return LatentCache({PLAIN: {name: t.cpu().numpy() for name, t in stored.items()}}, images.fields, {})
+
+
+def _sampling_seconds(model: LatentModel, device: torch.device) -> tuple[float, float]:
+    """Seconds of one forward at the recipe's batch (guided where the model is conditional), and of decoding it."""
+    request = tasks.request(model, n=1, steps=3, sampler="euler", guidance=2.0 if model.classes else 1.0)
+    forward = _median_seconds(lambda: tasks.collect(model, request), device) / 3
+    z = torch.zeros(request.batch, *model.codec.shape(), device=device)
+    return forward, _median_seconds(lambda: model.decode(z), device)

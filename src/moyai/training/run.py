@@ -1,0 +1,349 @@
+"""A run, from data to report: `moyai.train`, and `moyai train`.
+
+    data report -> first stage -> latent statistics and cache -> prior -> samples and report
+
+Everything lies in one folder:
+
+    recipe.json       the resolved recipe          first_stage/   checkpoints, snapshots, previews, log.jsonl, model/
+    data.json         facts, report, fingerprint   latents/       the cache and the statistics of the latents
+    plan.json         what a budget came to        prior/         as first_stage
+    report.html       the report                   samples/       what it shows
+
+A finished part is not repeated; the same command goes on where an earlier one was cut off.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moyai import build, console
+from moyai import recipe as recipes
+from moyai.checkpoints import models, native
+from moyai.checkpoints.lock import RunLock
+from moyai.console import Reporter
+from moyai.data import latents, report as data_report, splits
+from moyai.data.images import ImageSet, SourceFile, difference
+from moyai.data.locate import cache_folder
+from moyai.errors import ConfigError, DataError, RequestError, choices
+from moyai.evaluation import report
+from moyai.files import read_json, write_atomic, write_json_atomic
+from moyai.firststage.codec import LatentCodec, LatentStatistics
+from moyai.nets.precision import keep_memory
+from moyai.recipe import DataFacts, Recipe
+from moyai.training import budget
+from moyai.training.loop import Runner, Stage
+from moyai.training.signals import Signals
+from moyai.training.stages import PREVIEW_STEPS, FirstStageTraining, PriorTraining
+
+STAGES = ("first_stage", "latents", "prior", "report")
+# What each stage's result depends on, and the keys under these that do not matter to it.
+DEPENDS = {"first_stage": ("seed", "data", "first_stage"), "prior": ("seed", "data", "first_stage", "codec", "prior")}
+FREE_KEYS = ("root", "name", "download", "bad_files", "max_bad", "log_every", "validate_every", "save_every",
+             "preview_every", "keep", "patience", "epochs", "tensorboard")
+
+
+def train(
+    recipe: Recipe | str | Path,
+    *overrides: str,
+    out: str | Path | None = None,
+    stage: str | None = None,
+    gpu: bool = False,
+    device: torch.device | str | None = None,
+    allow_data_change: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Run a recipe into `out` (`runs/<name>` when not given) and return that folder.
+
+    recipe: a Recipe, or the path or name of a .toml; overrides: `section.key=value`. stage: only that one of STAGES.
+    Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
+    """
+    if stage is not None and stage not in STAGES:
+        raise RequestError(f"stage {stage!r} is unknown; {choices(stage, STAGES)}")
+    source = recipe.name if isinstance(recipe, Recipe) else str(recipe)
+    if not isinstance(recipe, Recipe):
+        recipe = recipes.load(recipes.find(str(recipe)), overrides, gpu=gpu)
+    folder = Path(out).expanduser() if out is not None else Path("runs") / recipe.name
+    _make_folder(folder)
+    with RunLock(folder, force=force), Signals() as signals:
+        run = Run(recipe, folder, reporter or console.Silent(), signals, torch.device(device or _best_device()))
+        run.command = report.command(source, [*overrides, *(["--gpu"] if gpu else [])])
+        run.everything(stage, allow_data_change=allow_data_change)
+    return folder
+
+
+class Run:
+    """One run folder and what is being done in it."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, reporter: Reporter, signals: Signals, device: torch.device
+    ) -> None:
+        self.recipe, self.folder, self.reporter, self.signals, self.device = recipe, folder, reporter, signals, device
+        self.command = f"moyai train {folder}"
+        self.started = time.perf_counter()
+        keep_memory()
+
+    def everything(self, only: str | None = None, *, allow_data_change: bool = False) -> None:
+        """Whatever is not done yet, or the one stage asked for."""
+        self._read_data(allow_data_change)
+        self._plan()
+        todo = {
+            "first_stage": self._first_stage,
+            "latents": self._latents,
+            "prior": self._prior,
+            "report": self._report,
+        }
+        for name in STAGES if only is None else (only,):
+            todo[name]()
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def _read_data(self, allow_change: bool) -> None:
+        with self._timed("data"):
+            images = build.read_data(self.recipe.data, cache_folder(), self.reporter.progress)
+            self.train_index, self.held_out_index = splits.split(images, self.recipe.data.validation)
+        self.train, self.held_out = images.subset(self.train_index), images.subset(self.held_out_index)
+        channels, height, width = images.shape
+        self.facts = DataFacts(
+            channels=channels, height=height, width=width, bits=images.bits, count=self.train.count,
+            classes=images.classes,
+        )
+        self._check_fingerprint(images, allow_change)
+        found = data_report.report(images, self.train_index, self.held_out_index)
+        self.data = {
+            "facts": self.facts.model_dump(mode="json"),
+            "report": found.as_json(),
+            "fingerprint": images.fingerprint,
+            "files": [[f.name, f.size, f.sha256] for f in images.files],
+        }
+        write_json_atomic(self.folder / "data.json", self.data)
+        for line in data_report.lines(found):
+            self.reporter.say(line)
+        for warning in found.warnings:
+            self.reporter.warn(warning)
+        self.recipe = recipes.resolve(self.recipe, self.facts)
+
+    def _check_fingerprint(self, images: ImageSet, allow_change: bool) -> None:
+        path = self.folder / "data.json"
+        if not path.is_file():
+            return
+        saved = read_json(path)
+        if saved["fingerprint"] == images.fingerprint:
+            return
+        first = difference([SourceFile(*row) for row in saved["files"]], images.files) or "it is decoded differently"
+        if not allow_change:
+            raise DataError(
+                f"{self.folder} was begun with other data: {first}; possible: the data as they were, another --out, "
+                "or --allow-data-change"
+            )
+        self.reporter.warn(f"the data have changed since this run was begun: {first}")
+        history = self.folder / "data-changes.txt"
+        before = history.read_bytes() if history.is_file() else b""
+        write_atomic(history, before + f"{first}\n".encode())
+
+    # --- plan ------------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        """Fix the number of steps, once."""
+        path = self.folder / "plan.json"
+        self.plan: dict[str, Any] = read_json(path) if path.is_file() else {}
+        stages = (self.recipe.first_stage.train, self.recipe.prior.train)
+        if any(train.steps is None for train in stages):
+            minutes = self.recipe.budget.minutes
+            if self.plan and self.plan["minutes"] != minutes:
+                if self._begun("first_stage"):
+                    raise ConfigError(
+                        f"{self.folder} was planned for {self.plan['minutes']:g} minutes, budget.minutes={minutes:g} was "
+                        f"given; possible: the old budget, another --out, or steps: {self.plan['overrides']}"
+                    )
+                self.plan = {}
+            if not self.plan:
+                self.plan = self._measured_plan()
+                write_json_atomic(path, self.plan)
+            self.recipe = recipes.with_steps(self.recipe, self.plan["first_stage"], self.plan["prior"])
+        trains = [recipes.train_intervals(t) for t in (self.recipe.first_stage.train, self.recipe.prior.train)]
+        self.recipe = recipes.changed(
+            self.recipe, {"first_stage.train": trains[0].model_dump(), "prior.train": trains[1].model_dump()}
+        )
+        for stage in DEPENDS:
+            self._check_unchanged(stage)
+        write_atomic(self.folder / "recipe.json", recipes.to_json(self.recipe).encode())
+
+    def _measured_plan(self) -> dict[str, Any]:
+        self.reporter.say(f"measuring how far {self.recipe.budget.minutes:g} minutes go")
+        costs = budget.measure(self.recipe, self.facts, self.train, self.device)
+        sampling, pictures = self.recipe.sampling, self.recipe.report
+        count = pictures.per_class * len(self.facts.classes) if self.facts.classes else pictures.samples
+        evaluations = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1)
+        forwards = -(-count // sampling.batch) * evaluations + 40 + 10 * 2 * PREVIEW_STEPS
+        made = budget.plan(
+            self.recipe,
+            costs,
+            pictures=self.train.count + self.held_out.count,
+            flips=self.recipe.data.flip,
+            elapsed=time.perf_counter() - self.started,
+            forwards=forwards,
+        )
+        self.reporter.say(f"the budget comes to {made.overrides()}")
+        return {
+            "minutes": self.recipe.budget.minutes,
+            "first_stage": made.first_stage,
+            "prior": made.prior,
+            "overrides": made.overrides(),
+            "seconds": made.seconds,
+        }
+
+    def _begun(self, stage: str) -> bool:
+        return any((self.folder / stage / "checkpoints").glob("step-*")) or (self.folder / stage / "model").is_dir()
+
+    def _check_unchanged(self, stage: str) -> None:
+        """A stage goes on only as it was begun."""
+        path = self.folder / stage / "recipe.json"
+        if path.is_file() and self._begun(stage):
+            before = recipes.from_json(path.read_text(encoding="utf-8"))
+            differ = [
+                row
+                for row in recipes.difference(before, self.recipe, DEPENDS[stage])
+                if row[0].rsplit(".", 1)[-1] not in FREE_KEYS
+            ]
+            if differ:
+                table = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in differ)
+                raise ConfigError(
+                    f"{self.folder}: {stage} was begun with another recipe; possible: the old values, or another --out\n"
+                    f"{table}"
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, recipes.to_json(self.recipe).encode())
+
+    # --- stages ----------------------------------------------------------------------------------------------------
+
+    def _first_stage(self) -> None:
+        if self._finished("first_stage"):
+            return
+        model = build.autoencoder(self.recipe, self.facts)
+        stage = FirstStageTraining(self.recipe, model, self.train, self.held_out, self.device)
+        self._run(stage, {"data": self.data["fingerprint"]})
+
+    def _latents(self) -> None:
+        self._needs("first_stage")
+        folder = self.folder / "latents"
+        if (folder / "statistics").is_dir():
+            codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
+            done = [
+                latents.sealed(folder / half, codec=codec.digest(), data=images.fingerprint)
+                for half, images in self._halves()
+            ]
+            if all(done):
+                return
+        with self._timed("latents"):
+            codec = build.codec(
+                self.recipe, self.facts, models.read_first_stage(self.folder, self.recipe, self.facts), self.device
+            )
+            self._encode(codec, folder)
+
+    def _encode(self, codec: LatentCodec, folder: Path) -> None:
+        for half, images in self._halves():
+            latents.build(
+                folder / half,
+                images,
+                codec,
+                flips=self.recipe.data.flip and half == "train",
+                device=self.device,
+                progress=lambda done, total, half=half: self.reporter.progress(f"encoding {half}", done, total),
+            )
+        statistics = LatentStatistics()
+        cache = latents.read(folder / "train", self.train, codec=None)
+        for variant in cache.variants:
+            for stored in cache.stored(variant, 4096):
+                statistics.add(stored)
+        codec.measured(statistics.result())
+        native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})
+        for half, images in self._halves():
+            latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
+
+    def _prior(self) -> None:
+        if self._finished("prior"):
+            return
+        self._needs("first_stage", "latents/statistics")
+        codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
+        caches = [latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()]
+        conditioner = build.conditioner(self.recipe, self.facts)
+        prior = build.prior(self.recipe, conditioner, codec.shape(), self.device)
+        stage = PriorTraining(self.recipe, self.facts, codec, conditioner, prior, caches[0], caches[1], self.device)
+        self._run(stage, {"codec": codec.digest(), "data": self.data["fingerprint"]})
+
+    def _report(self) -> None:
+        self._needs("first_stage", "prior")
+        model = models.load(self.folder, device=self.device)
+        sections = self.recipe.model_dump(mode="json")
+        key = {"prior": model.digest, "sampling": sections["sampling"], "report": sections["report"]}
+        done = self.folder / "samples" / "made-of.json"
+        if done.is_file() and read_json(done) == key and (self.folder / "report.html").is_file():
+            self.reporter.say(f"the report is {self.folder / 'report.html'}")
+            return
+        with self._timed("samples and report"):
+            material = report.Material(
+                self.folder, model, self.train, self.held_out, self.data, self.plan, self._times(), self.command
+            )
+            path = report.write(material, lambda a, b: self.reporter.progress("sampling", a, b))
+        write_json_atomic(done, key)
+        self.reporter.say(f"the report is {path}")
+
+    def _run(self, stage: Stage, info: dict[str, Any]) -> None:
+        runner = Runner(
+            stage,
+            self.folder / stage.name,
+            seed=self.recipe.seed,
+            device=self.device,
+            reporter=self.reporter,
+            signals=self.signals,
+            info=info,
+        )
+        with self._timed(stage.title):
+            runner.run()
+
+    def _halves(self) -> tuple[tuple[str, ImageSet], tuple[str, ImageSet]]:
+        return ("train", self.train), ("held-out", self.held_out)
+
+    def _finished(self, stage: str) -> bool:
+        if not (self.folder / stage / "model").is_dir():
+            return False
+        native.verify(self.folder / stage / "model")
+        return True
+
+    def _needs(self, *parts: str) -> None:
+        for part in parts:
+            found = self.folder / part
+            if not ((found / "model").is_dir() or (found / "MANIFEST.json").is_file() or self._begun(part)):
+                raise RequestError(f"{self.folder} has no {part} yet; `moyai train` without --stage makes it")
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds within to the run's record, also where they end early."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            times = self._times()
+            times[name] = times.get(name, 0.0) + time.perf_counter() - begin
+            write_json_atomic(self.folder / "times.json", times)
+
+    def _times(self) -> dict[str, float]:
+        path = self.folder / "times.json"
+        return read_json(path) if path.is_file() else {}
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another --out") from error
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
