@@ -60,9 +60,12 @@ def work(args: argparse.Namespace, systems: Mapping[str, Make]) -> None:
 def compare(args: argparse.Namespace, systems: Mapping[str, Make], workers: list[str], images: int) -> None:
     """Run the workers ("system/precision") in turns and print one line for each; `images` are made by one step."""
     workers = args.systems or workers
-    running = {name: _start(name) for name in workers}
+    running: dict[str, subprocess.Popen[str]] = {}
+    first: dict[str, float] = {}
     try:
-        first = {name: json.loads(_answer(p)) for name, p in running.items()}
+        for name in workers:  # one after the other, so that each warms up alone
+            running[name] = _start(name)
+            first[name] = json.loads(_answer(running[name]))
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         memory = dict.fromkeys(workers, 0.0)
         for _ in range(args.repeat):

@@ -5,8 +5,6 @@ import diffusers
 from moyai.nets.config import AutoencoderConfig, UNetConfig
 from moyai.nets.layers import groups_for
 
-CLASSES = 10
-
 
 def autoencoder(config: AutoencoderConfig, channels: int) -> diffusers.AutoencoderKL:
     assert config.multipliers is not None

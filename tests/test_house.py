@@ -17,31 +17,31 @@ FILES = sorted(p.relative_to(SRC).as_posix() for p in SRC.rglob("*.py"))
 # A module may import rows below its own, and its own folder (a name without a dot in front of it is a file of row 0,
 # which may import its neighbours).
 ROWS = {
-    0: "errors schema randomness batch version console pictures files provenance explain overlay log devices",
+    0: "errors schema randomness batch version console pictures files provenance log devices",
     1: "diffusion nets",
     2: "firststage conditioning data",
     3: "priors",
-    4: "recipe recipe_model recipe_resolve",
+    4: "recipe",
     5: "model",
     6: "build tasks",
-    7: "checkpoints evaluation outputs",
+    7: "checkpoints evaluation",
     8: "training",
-    9: "web",
+    9: "commands web",
     10: "cli __main__",
 }
 ROW = {name: row for row, names in ROWS.items() for name in names.split()}
-PEERS = ("recipe", "recipe_model", "recipe_resolve"), ("cli", "__main__")  # one chapter in several files
+PEERS = (("cli", "__main__"),)  # one chapter in several files
 CONFIG_MAY = {"schema", "errors"}
 LIGHT_PARTY = {"torch", "numpy", "PIL", "safetensors", "sklearn", "rich"}  # rich only from console and cli
 LIGHT = (
     "errors",
     "schema",
     "version",
-    "explain",
-    "overlay",
-    "recipe",
-    "recipe_model",
-    "recipe_resolve",
+    "recipe/explain",
+    "recipe/overlay",
+    "recipe/reading",
+    "recipe/model",
+    "recipe/resolve",
     "console",
     "cli",
 )
@@ -292,7 +292,7 @@ def test_a_wrong_import_is_found(file: str, source: str) -> None:
         ("nets/unet.py", "from moyai.diffusion.config import VConfig"),
         ("diffusion/loss.py", "from moyai.batch import Cond\nfrom moyai.randomness import Draw"),
         ("randomness.py", "from moyai.errors import RequestError"),
-        ("recipe.py", "from moyai.data.config import DataConfig\nfrom moyai.recipe_model import Recipe"),
+        ("recipe.py", "from moyai.data.config import DataConfig\nfrom moyai.recipe.model import Recipe"),
         ("training/run.py", "from moyai import tasks\nfrom moyai.checkpoints import native"),
         ("cli.py", "from moyai.training.run import train\nfrom moyai import __version__"),
         ("priors/config.py", "from moyai.nets.config import NetConfig\nfrom moyai.schema import Config"),
@@ -333,8 +333,8 @@ def test_missing_docstrings_and_filled_init_files_are_found() -> None:
 
 def test_weight_is_found_through_others_and_cycles_are_found() -> None:
     sources = {
-        "cli.py": "from moyai.recipe import load\ndef f():\n    import numpy",
-        "recipe.py": "from moyai.nets.config import X",
+        "cli.py": "from moyai.recipe.reading import load\ndef f():\n    import numpy",
+        "recipe/reading.py": "from moyai.nets.config import X",
         "nets/config.py": "import torch.nn",
     }
     assert loads("cli.py", sources) == {"torch"}

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moyai import recipe as recipes
 from moyai.diffusion.config import LogitNormalDensity, TableDensity
 from moyai.errors import ConfigError, RequestError
-from moyai.recipe import DataFacts, Recipe, parse
+from moyai.recipe import reading as recipes
+from moyai.recipe import resolve as resolving
+from moyai.recipe.model import Recipe
+from moyai.recipe.reading import parse
+from moyai.recipe.resolve import DataFacts
 from moyai.training.config import TrainConfig
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -35,7 +38,7 @@ def test_shipped_recipes_load_and_are_named_after_their_file(path: Path) -> None
     gpu = "[gpu]" in path.read_text()
     if gpu:
         assert recipes.difference(recipe, recipes.load(path, gpu=True), ["prior.net", "prior.train"])
-    done = recipes.resolve(recipe, MNIST)
+    done = resolving.resolve(recipe, MNIST)
     assert (recipe.budget.minutes == 20) is (path.stem != "digits")
     assert (done.prior.train.steps is not None) is (path.stem == "digits")
 
@@ -277,7 +280,7 @@ _EDITS = {
 @settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries(_EDITS))
 def test_what_is_written_is_read_back_exactly(edits: dict[str, object]) -> None:
-    recipe = recipes.changed(read(), edits)
+    recipe = resolving.changed(read(), edits)
     text = recipes.to_json(recipe)
     again = recipes.from_json(text)
     assert again == recipe
@@ -308,7 +311,7 @@ def test_shapes_follow_from_the_pictures(
     sides: tuple[int, int], factor: int, latents: tuple[int, int], levels: int
 ) -> None:
     facts = DataFacts(channels=3, height=sides[0], width=sides[1], count=10)
-    recipe = recipes.resolve(read("data.resolution=none"), facts)
+    recipe = resolving.resolve(read("data.resolution=none"), facts)
     net, unet = recipe.first_stage.net, recipe.prior.net
     assert recipe.data.resolution == (sides[0] if sides[0] == sides[1] else sides)
     assert recipe.data.channels == 3
@@ -325,16 +328,16 @@ def test_shapes_follow_from_the_pictures(
 
 
 def test_resolving_fills_everything_that_follows_and_twice_is_once() -> None:
-    once = recipes.resolve(read(), MNIST)
-    assert recipes.resolve(once, MNIST) == once
+    once = resolving.resolve(read(), MNIST)
+    assert resolving.resolve(once, MNIST) == once
     assert once.data.resolution == 32  # given by the source goes before the pictures' own
     assert once.prior.density == TableDensity()
     assert list(once.prior.conditions or {}) == ["class"]
     assert once.budget.minutes == 20
     assert recipes.from_json(recipes.to_json(once)) == once
-    flow = recipes.resolve(read("prior.parameterization.kind=flow"), MNIST)
+    flow = resolving.resolve(read("prior.parameterization.kind=flow"), MNIST)
     assert flow.prior.density == LogitNormalDensity()
-    one = recipes.resolve(read(), MNIST.model_copy(update={"classes": ("all",)}))
+    one = resolving.resolve(read(), MNIST.model_copy(update={"classes": ("all",)}))
     assert one.prior.conditions == {}
 
 
@@ -348,7 +351,7 @@ def test_what_is_given_is_never_changed_by_resolving() -> None:
         "budget.minutes=3",
     )
     before = read(*overrides)
-    after = recipes.resolve(before, MNIST)
+    after = resolving.resolve(before, MNIST)
     for key, old, new in recipes.difference(before, after):
         assert old is None, (key, old, new)
     assert after.first_stage.net.factor == 2
@@ -357,9 +360,9 @@ def test_what_is_given_is_never_changed_by_resolving() -> None:
 
 def test_a_class_condition_needs_classes_and_a_factor_divides_the_picture() -> None:
     with pytest.raises(ConfigError, match=r"prior\.conditions\.class needs classes, and the data have none"):
-        recipes.resolve(read("prior.conditions.class.width=8"), MNIST.model_copy(update={"classes": ()}))
+        resolving.resolve(read("prior.conditions.class.width=8"), MNIST.model_copy(update={"classes": ()}))
     with pytest.raises(ConfigError, match=r"30 x 30, which first_stage\.net\.factor 4 does not divide; .* 28 x 28"):
-        recipes.resolve(read("data.resolution=30", "first_stage.net.factor=4"), MNIST)
+        resolving.resolve(read("data.resolution=30", "first_stage.net.factor=4"), MNIST)
 
 
 @pytest.mark.parametrize(
@@ -373,10 +376,10 @@ def test_a_class_condition_needs_classes_and_a_factor_divides_the_picture() -> N
     ],
 )
 def test_lengths(overrides: tuple[str, ...], first: int | None, prior: int | None, minutes: float | None) -> None:
-    recipe = recipes.resolve(read(*overrides), MNIST)  # 1000 pictures in batches of 128
+    recipe = resolving.resolve(read(*overrides), MNIST)  # 1000 pictures in batches of 128
     assert (recipe.first_stage.train.steps, recipe.prior.train.steps) == (first, prior)
     assert recipe.budget.minutes == minutes
-    done = recipes.with_steps(recipe, 100, 2000)
+    done = resolving.with_steps(recipe, 100, 2000)
     assert recipes.difference(recipe, done) == [
         ("first_stage.train.steps", first, 100),
         ("prior.train.steps", prior, 2000),
@@ -385,12 +388,12 @@ def test_lengths(overrides: tuple[str, ...], first: int | None, prior: int | Non
 
 @pytest.mark.parametrize(("steps", "tenth", "save"), [(1, 1, 1), (9, 1, 1), (400, 40, 40), (50_000, 5000, 1000)])
 def test_intervals(steps: int, tenth: int, save: int) -> None:
-    train = recipes.train_intervals(TrainConfig(steps=steps))
+    train = resolving.train_intervals(TrainConfig(steps=steps))
     assert (train.validate_every, train.save_every, train.preview_every) == (tenth, save, tenth)
-    assert recipes.train_intervals(train) == train
-    assert recipes.train_intervals(TrainConfig(steps=steps, save_every=7)).save_every == 7
+    assert resolving.train_intervals(train) == train
+    assert resolving.train_intervals(TrainConfig(steps=steps, save_every=7)).save_every == 7
     with pytest.raises(ConfigError, match="number of steps is not known"):
-        recipes.train_intervals(TrainConfig())
+        resolving.train_intervals(TrainConfig())
 
 
 def test_difference_looks_only_at_the_sections_named() -> None:
@@ -420,7 +423,7 @@ def test_help_is_of_the_schema() -> None:
 
 def test_the_help_names_every_key_of_a_resolved_recipe() -> None:
     known = {key.key.replace("<name>", "class") for key in recipes.describe()}
-    tree = json.loads(recipes.to_json(recipes.resolve(read("budget.minutes=1"), MNIST)))
+    tree = json.loads(recipes.to_json(resolving.resolve(read("budget.minutes=1"), MNIST)))
     used: set[str] = set()
 
     def walk(table: dict[str, object], prefix: str) -> None:
@@ -436,7 +439,7 @@ def test_the_help_names_every_key_of_a_resolved_recipe() -> None:
 
 def test_reading_a_recipe_needs_no_torch() -> None:
     code = (
-        "import sys; from moyai.recipe import parse; "
+        "import sys; from moyai.recipe.reading import parse; "
         "parse({'name': 'x', 'data': {'kind': 'digits'}}); "
         "print([m for m in ('torch', 'numpy', 'PIL', 'rich') if m in sys.modules])"
     )

@@ -64,10 +64,11 @@ class Cond:
 
     def to(self, *args: torch.device | torch.dtype | str) -> "Cond":
         """Every route to a device or a dtype (the mask keeps its own dtype)."""
-        moved = {}
-        for name, tensor in self.routes().items():
-            kept = [a for a in args if not (name == "mask" and isinstance(a, torch.dtype))]
-            moved[name] = tensor.to(*kept) if kept else tensor
+        moved = self.routes()
+        for name in moved:
+            for where in args:
+                if name != "mask" or not isinstance(where, torch.dtype):
+                    moved[name] = moved[name].to(where)
         return Cond(**moved)
 
     def rows(self, start: int, stop: int) -> "Cond":

@@ -38,7 +38,8 @@ from moyai.nets.precision import autocast_dtype
 from moyai.nets.unet import UNet
 from moyai.priors.diffusion import Density, DiffusionPrior
 from moyai.randomness import torch_seed
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 
 Progress = Callable[[str, int, int], None]
 _M = TypeVar("_M", bound=nn.Module)
@@ -128,7 +129,7 @@ def table(config: TableConfig) -> noise.Table:
 def density(config: DensityConfig | None, made: Parameterization) -> Density:
     match config:
         case TableDensity():
-            if isinstance(made, Flow):
+            if not isinstance(made, Eps | V):
                 raise ConfigError(
                     "prior.density.kind is 'table', but flow has no table; possible: logit-normal, uniform-t"
                 )
@@ -160,4 +161,4 @@ class _initial_weights:
 
 def _laid_out(module: _M) -> _M:
     """Convolutions run faster with channels last, on processors and accelerators alike."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moyai.console import printable
+from moyai import console
 from moyai.errors import MoyaiError
 from moyai.version import __version__
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         return status
     except MoyaiError as error:
-        sys.stderr.write(f"moyai: {printable(str(error), sys.stderr.encoding)}\n")
+        sys.stderr.write(f"moyai: {console.printable(str(error), sys.stderr.encoding)}\n")
         return error.status
     except KeyboardInterrupt:
         sys.stderr.write("moyai: stopped\n")
@@ -55,7 +55,9 @@ def _command(commands: Any, name: str, what: str, run: Any) -> argparse.Argument
 
 
 def _add_train(commands: Any) -> None:
-    p = _command(commands, "train", "Train everything a recipe says, from data to report; goes on where it stopped.", _train)
+    p = _command(
+        commands, "train", "Train all that a recipe says, from data to report; goes on where it stopped.", _train
+    )
     _recipe_words(p)
     p.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name>)")
     p.add_argument("--stage", default=None, help="only this part: first_stage, latents, prior or report")
@@ -68,16 +70,20 @@ def _add_train(commands: Any) -> None:
 def _add_sample(commands: Any) -> None:
     p = _command(commands, "sample", "Draw pictures from a trained run.", _sample)
     p.add_argument("path", metavar="RUN", type=Path, help="a folder that `moyai train` made")
-    p.add_argument("--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="names or numbers; all if not given")
+    p.add_argument(
+        "--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="names or numbers; default: all"
+    )
     p.add_argument("--n", type=int, default=8, help="pictures of each class")
     p.add_argument("--seed", type=int, default=0, help="of the first picture; picture i has seed + i")
     p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
     p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
-    p.add_argument("--guidance", type=float, default=None, help="classifier-free guidance, 1 is none (default: the recipe's)")
+    p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
     p.add_argument("--eta", type=float, default=None, help="fresh noise of sampler euler: 0 is DDIM, 1 is DDPM")
     p.add_argument("--batch", type=int, default=None, help="pictures a forward (default: the recipe's)")
-    p.add_argument("--out", type=Path, default=Path("samples.png"), help="a grid (.png), arrays (.npz), or a folder of PNGs")
+    p.add_argument(
+        "--out", type=Path, default=Path("samples.png"), help="a grid (.png), arrays (.npz), a folder of PNGs"
+    )
     p.add_argument("--gif", type=Path, default=None, help="also the way from noise to pictures, as a .gif")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--quiet", action="store_true", help="only warnings")
@@ -90,7 +96,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _add_check(commands: Any) -> None:
-    p = _command(commands, "check", "Try a recipe without training: sizes, memory, minutes, how a budget splits.", _check)
+    p = _command(commands, "check", "Try a recipe without training: sizes, memory, minutes, a budget's split.", _check)
     _recipe_words(p)
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
 
@@ -107,7 +113,6 @@ def _recipe_words(p: argparse.ArgumentParser) -> None:
 
 
 def _train(o: argparse.Namespace) -> int:
-    from moyai import console
     from moyai.training.run import train
     from moyai.training.signals import Interrupted
 
@@ -131,8 +136,9 @@ def _train(o: argparse.Namespace) -> int:
 
 
 def _sample(o: argparse.Namespace) -> int:
-    from moyai import console, outputs, tasks
+    from moyai import tasks
     from moyai.checkpoints.models import load
+    from moyai.commands import outputs
     from moyai.devices import chosen
     from moyai.nets.precision import keep_memory
 
@@ -149,7 +155,7 @@ def _sample(o: argparse.Namespace) -> int:
 
 
 def _inspect(o: argparse.Namespace) -> int:
-    from moyai.evaluation.inspection import inspect
+    from moyai.commands.inspect import inspect
 
     for line in inspect(o.path, plot=o.plot):
         console.result(line)
@@ -157,18 +163,18 @@ def _inspect(o: argparse.Namespace) -> int:
 
 
 def _check(o: argparse.Namespace) -> int:
-    from moyai import recipe as recipes
+    from moyai.commands.check import check
     from moyai.devices import chosen
-    from moyai.training.check import check
+    from moyai.recipe import reading
 
-    recipe = recipes.load(recipes.find(o.recipe), o.overrides, gpu=o.gpu)
+    recipe = reading.load(reading.find(o.recipe), o.overrides, gpu=o.gpu)
     for line in check(recipe, chosen(o.device)):
         console.result(line)
     return 0
 
 
 def _recipe(o: argparse.Namespace) -> int:
-    from moyai.recipe import schema_help
+    from moyai.recipe.reading import schema_help
 
     console.result(schema_help(o.key))
     return 0

@@ -17,7 +17,8 @@ from moyai.data.images import to_uint
 from moyai.errors import RequestError
 from moyai.firststage.codec import LatentCodec
 from moyai.priors.diffusion import DiffusionPrior
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 
 
 @dataclass

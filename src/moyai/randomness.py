@@ -62,8 +62,8 @@ class Draw:
     """The randomness of one training step, for the rows of the global batch that this caller holds.
 
     `Draw(seed, step, total)` holds all rows; `draw.rows(a, b)` is the same randomness seen by rows a to b. Each
-    purpose of each stage is an independent stream. Values are float32 on `device`; on the CPU they come from Philox in numpy,
-    on an accelerator from its own counter-based generator (equality across devices is not promised).
+    purpose of each stage is an independent stream. Values are float32 on `device`; on the CPU they come from Philox
+    in numpy, on an accelerator from its own counter-based generator (equality across devices is not promised).
     """
 
     def __init__(

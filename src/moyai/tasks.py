@@ -161,10 +161,9 @@ def sample(
 
 def collect(model: LatentModel, r: Request, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """All pictures of a request, (count, H, W, C). progress(done, total) counts sampler steps."""
-    done, total = 0, r.steps * -(-r.count // r.batch)
+    total = r.steps * -(-r.count // r.batch)
     out = []
-    for state in generate(model, r):
-        done += 1
+    for done, state in enumerate(generate(model, r), 1):
         if progress:
             progress(done, total)
         if state.images is not None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moyai.errors import ConfigError
-from moyai.nets.precision import autocast, autocast_dtype, keep_memory, supports_bfloat16
+from moyai.nets.precision import autocast, autocast_dtype, keep_memory, memory_format, supports_bfloat16
 
 
 def test_auto_follows_the_processor(monkeypatch):
@@ -36,3 +36,8 @@ def test_autocast_is_the_context_of_that_dtype(precision, dtype):
 def test_keep_memory_can_be_called_again_and_large_tensors_still_work():
     assert keep_memory() == keep_memory()
     assert torch.ones(1 << 24).sum() == 1 << 24
+
+
+def test_channels_lie_last_on_gpus_only():
+    assert memory_format("cuda") is torch.channels_last
+    assert memory_format("cpu") is torch.contiguous_format

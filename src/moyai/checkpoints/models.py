@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from moyai import build
-from moyai import recipe as recipes
 from moyai.checkpoints import native
 from moyai.errors import CheckpointError, RequestError
 from moyai.files import read_json
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe import reading
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 
 
 def load(path: str | Path, *, device: torch.device | str = "cpu") -> LatentModel:
@@ -49,7 +50,7 @@ def described(run: Path) -> tuple[Recipe, DataFacts]:
         raise RequestError(
             f"{run} is no run (it has no recipe.json and data.json); possible: a folder that `moyai train` made"
         )
-    recipe = recipes.from_json((run / "recipe.json").read_text(encoding="utf-8"))
+    recipe = reading.from_json((run / "recipe.json").read_text(encoding="utf-8"))
     data: dict[str, Any] = read_json(run / "data.json")
     return recipe, DataFacts.model_validate(data["facts"])
 

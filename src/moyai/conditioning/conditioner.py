@@ -5,7 +5,7 @@ training pictures is shown with it; classifier-free guidance (Ho and Salimans 20
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class Conditioner(nn.Module):
         return tuple(condition.field for condition in self._all().values())
 
     def _all(self) -> dict[str, Condition]:
-        return {name: module for name, module in self.conditions.items()}  # type: ignore[misc]
+        return cast(dict[str, Condition], dict(self.conditions.items()))
 
 
 def _merged(parts: list[Cond]) -> Cond:

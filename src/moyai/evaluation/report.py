@@ -76,7 +76,8 @@ def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Reque
     originals = pictures.grid(_originals(material, request), columns=request.n if names else COLUMNS, row_labels=names)
     pictures.save_png(folder / "originals.png", originals, None)
     guidance = f", guidance {request.guidance:g}" if names else ""
-    how = f"{request.sampler}, {request.steps} steps{guidance}, seeds {request.seed} to {request.seed + request.count - 1}"
+    seeds = f"seeds {request.seed} to {request.seed + request.count - 1}"
+    how = f"{request.sampler}, {request.steps} steps{guidance}, {seeds}"
     return [
         page.Gallery(
             (

@@ -31,7 +31,7 @@ class Posterior(Protocol):
 
 
 class DiagonalGaussian:
-    """A Gaussian with independent latents; `parameters` is the encoder's output (B, 2C, h, w): mean, then log variance."""
+    """A Gaussian with independent latents; `parameters` (B, 2C, h, w) are the encoder's mean and log variance."""
 
     def __init__(self, parameters: Tensor) -> None:
         mean, logvar = parameters.float().chunk(2, dim=1)

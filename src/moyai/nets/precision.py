@@ -46,6 +46,12 @@ def autocast(precision: Precision, device: torch.device | str) -> AbstractContex
     return nullcontext() if dtype is None else torch.autocast(torch.device(device).type, dtype=dtype)
 
 
+def memory_format(device: torch.device | str) -> torch.memory_format:
+    """How maps and convolutions best lie in memory there: channels last on a GPU, plainly on a CPU, where
+    GroupNorm on channels-last maps costs more (ten times as much in bfloat16) than the convolutions gain."""
+    return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
+
+
 def keep_memory() -> bool:
     """Have the C library keep freed memory for the next step instead of giving it back; whether that was possible.
 

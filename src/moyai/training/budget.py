@@ -20,7 +20,8 @@ from moyai.data.images import ImageSet
 from moyai.data.latents import PLAIN, LatentCache
 from moyai.model import LatentModel
 from moyai.randomness import Draw
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
 from moyai.training.loop import Stage
 from moyai.training.stages import FirstStageTraining, PriorTraining
@@ -33,7 +34,7 @@ LEAST_STEPS = 20
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds measured: a step of either stage, one picture encoded, one forward of the sampler, all at the recipe's sizes."""
+    """Seconds, at the recipe's sizes: a step of either stage, one picture encoded, a forward of the sampler."""
 
     first_stage_step: float
     prior_step: float
@@ -65,7 +66,8 @@ def measure(recipe: Recipe, facts: DataFacts, train: ImageSet, device: torch.dev
     encode = _median_seconds(lambda: codec.store(images), device) / len(images)
     conditioner = build.conditioner(sized, facts)
     prior = build.prior(sized, conditioner, codec.shape(), device)
-    stage = PriorTraining(sized, facts, codec, conditioner, prior, *[_latents(codec, small, device)] * 2, device)
+    cache = _latents(codec, small, device)
+    stage = PriorTraining(sized, facts, codec, conditioner, prior, cache, cache, device)
     prior_step = _step_seconds(stage, device, seconds)
     forward, decode = _sampling_seconds(stage.model(), device)
     return Costs(first_step, prior_step, encode, forward, decode)

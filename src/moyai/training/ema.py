@@ -34,7 +34,7 @@ def copy_of(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update(average: nn.Module, live: nn.Module, beta: float) -> None:
     """average <- beta average + (1 - beta) live, buffers copied."""
-    theirs = list(average.parameters())
+    theirs = [p.detach() for p in average.parameters()]
     mine = [p.detach() for p in live.parameters()]
     torch._foreach_lerp_(theirs, mine, 1.0 - beta)
     for target, source in zip(average.buffers(), live.buffers(), strict=True):

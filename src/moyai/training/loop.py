@@ -17,10 +17,10 @@ from moyai.batch import Batch
 from moyai.checkpoints import native
 from moyai.console import Reporter
 from moyai.errors import TrainingError
+from moyai.log import Log
 from moyai.randomness import Draw
 from moyai.training import ema
 from moyai.training.config import TrainConfig
-from moyai.log import Log
 from moyai.training.signals import Interrupted, Signals
 from moyai.training.state import TrainState
 from moyai.training.steps import Losses, NonFiniteError, train_step

@@ -12,21 +12,21 @@ Everything lies in one folder:
 A finished part is not repeated; the same command goes on where an earlier one was cut off.
 """
 
+import functools
 import time
-from collections.abc import Sequence
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moyai import build, console
-from moyai import recipe as recipes
 from moyai.checkpoints import models, native
 from moyai.checkpoints.lock import RunLock
 from moyai.console import Reporter
-from moyai.data import latents, report as data_report, splits
+from moyai.data import latents, splits
+from moyai.data import report as data_report
 from moyai.data.images import ImageSet, SourceFile, difference
 from moyai.data.locate import cache_folder
 from moyai.errors import ConfigError, DataError, RequestError, choices
@@ -34,7 +34,9 @@ from moyai.evaluation import report
 from moyai.files import read_json, write_atomic, write_json_atomic
 from moyai.firststage.codec import LatentCodec, LatentStatistics
 from moyai.nets.precision import keep_memory
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe import reading, resolve
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
 from moyai.training.loop import Runner, Stage
 from moyai.training.signals import Signals
@@ -43,8 +45,21 @@ from moyai.training.stages import PREVIEW_STEPS, FirstStageTraining, PriorTraini
 STAGES = ("first_stage", "latents", "prior", "report")
 # What each stage's result depends on, and the keys under these that do not matter to it.
 DEPENDS = {"first_stage": ("seed", "data", "first_stage"), "prior": ("seed", "data", "first_stage", "codec", "prior")}
-FREE_KEYS = ("root", "name", "download", "bad_files", "max_bad", "log_every", "validate_every", "save_every",
-             "preview_every", "keep", "patience", "epochs", "tensorboard")
+FREE_KEYS = (
+    "root",
+    "name",
+    "download",
+    "bad_files",
+    "max_bad",
+    "log_every",
+    "validate_every",
+    "save_every",
+    "preview_every",
+    "keep",
+    "patience",
+    "epochs",
+    "tensorboard",
+)
 
 
 def train(
@@ -67,7 +82,7 @@ def train(
         raise RequestError(f"stage {stage!r} is unknown; {choices(stage, STAGES)}")
     source = recipe.name if isinstance(recipe, Recipe) else str(recipe)
     if not isinstance(recipe, Recipe):
-        recipe = recipes.load(recipes.find(str(recipe)), overrides, gpu=gpu)
+        recipe = reading.load(reading.find(str(recipe)), overrides, gpu=gpu)
     folder = Path(out).expanduser() if out is not None else Path("runs") / recipe.name
     _make_folder(folder)
     with RunLock(folder, force=force), Signals() as signals:
@@ -110,7 +125,11 @@ class Run:
         self.train, self.held_out = images.subset(self.train_index), images.subset(self.held_out_index)
         channels, height, width = images.shape
         self.facts = DataFacts(
-            channels=channels, height=height, width=width, bits=images.bits, count=self.train.count,
+            channels=channels,
+            height=height,
+            width=width,
+            bits=images.bits,
+            count=self.train.count,
             classes=images.classes,
         )
         self._check_fingerprint(images, allow_change)
@@ -126,7 +145,7 @@ class Run:
             self.reporter.say(line)
         for warning in found.warnings:
             self.reporter.warn(warning)
-        self.recipe = recipes.resolve(self.recipe, self.facts)
+        self.recipe = resolve.resolve(self.recipe, self.facts)
 
     def _check_fingerprint(self, images: ImageSet, allow_change: bool) -> None:
         path = self.folder / "data.json"
@@ -158,21 +177,21 @@ class Run:
             if self.plan and self.plan["minutes"] != minutes:
                 if self._begun("first_stage"):
                     raise ConfigError(
-                        f"{self.folder} was planned for {self.plan['minutes']:g} minutes, budget.minutes={minutes:g} was "
-                        f"given; possible: the old budget, another --out, or steps: {self.plan['overrides']}"
+                        f"{self.folder} was planned for {self.plan['minutes']:g} minutes, not {minutes:g}; "
+                        f"possible: the old budget, another --out, or steps: {self.plan['overrides']}"
                     )
                 self.plan = {}
             if not self.plan:
                 self.plan = self._measured_plan()
                 write_json_atomic(path, self.plan)
-            self.recipe = recipes.with_steps(self.recipe, self.plan["first_stage"], self.plan["prior"])
-        trains = [recipes.train_intervals(t) for t in (self.recipe.first_stage.train, self.recipe.prior.train)]
-        self.recipe = recipes.changed(
+            self.recipe = resolve.with_steps(self.recipe, self.plan["first_stage"], self.plan["prior"])
+        trains = [resolve.train_intervals(t) for t in (self.recipe.first_stage.train, self.recipe.prior.train)]
+        self.recipe = resolve.changed(
             self.recipe, {"first_stage.train": trains[0].model_dump(), "prior.train": trains[1].model_dump()}
         )
         for stage in DEPENDS:
             self._check_unchanged(stage)
-        write_atomic(self.folder / "recipe.json", recipes.to_json(self.recipe).encode())
+        write_atomic(self.folder / "recipe.json", reading.to_json(self.recipe).encode())
 
     def _measured_plan(self) -> dict[str, Any]:
         self.reporter.say(f"measuring how far {self.recipe.budget.minutes:g} minutes go")
@@ -205,20 +224,20 @@ class Run:
         """A stage goes on only as it was begun."""
         path = self.folder / stage / "recipe.json"
         if path.is_file() and self._begun(stage):
-            before = recipes.from_json(path.read_text(encoding="utf-8"))
+            before = reading.from_json(path.read_text(encoding="utf-8"))
             differ = [
                 row
-                for row in recipes.difference(before, self.recipe, DEPENDS[stage])
+                for row in reading.difference(before, self.recipe, DEPENDS[stage])
                 if row[0].rsplit(".", 1)[-1] not in FREE_KEYS
             ]
             if differ:
                 table = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in differ)
                 raise ConfigError(
-                    f"{self.folder}: {stage} was begun with another recipe; possible: the old values, or another --out\n"
+                    f"{self.folder}: {stage} was begun with other values; possible: the old ones, or another --out\n"
                     f"{table}"
                 )
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, recipes.to_json(self.recipe).encode())
+        write_atomic(path, reading.to_json(self.recipe).encode())
 
     # --- stages ----------------------------------------------------------------------------------------------------
 
@@ -254,7 +273,7 @@ class Run:
                 codec,
                 flips=self.recipe.data.flip and half == "train",
                 device=self.device,
-                progress=lambda done, total, half=half: self.reporter.progress(f"encoding {half}", done, total),
+                progress=functools.partial(self.reporter.progress, f"encoding {half}"),
             )
         statistics = LatentStatistics()
         cache = latents.read(folder / "train", self.train, codec=None)
@@ -271,7 +290,9 @@ class Run:
             return
         self._needs("first_stage", "latents/statistics")
         codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
-        caches = [latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()]
+        caches = [
+            latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()
+        ]
         conditioner = build.conditioner(self.recipe, self.facts)
         prior = build.prior(self.recipe, conditioner, codec.shape(), self.device)
         stage = PriorTraining(self.recipe, self.facts, codec, conditioner, prior, caches[0], caches[1], self.device)

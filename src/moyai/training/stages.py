@@ -18,7 +18,8 @@ from moyai.model import LatentModel
 from moyai.nets.precision import autocast
 from moyai.priors.diffusion import DiffusionPrior
 from moyai.randomness import Draw, generator
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 from moyai.training.schedule import Order
 from moyai.training.state import TrainState
 from moyai.training.steps import Losses

@@ -12,16 +12,21 @@ from pydantic import Field, field_validator, model_validator
 from moyai.data.config import DataConfig
 from moyai.diffusion.config import SamplingConfig, TableDensity
 from moyai.errors import ConfigError
-from moyai.explain import shown
 from moyai.firststage.config import CodecConfig, FirstStageConfig, KLFirstStage, LatentCodecConfig
 from moyai.priors.config import DiffusionPriorConfig, PriorConfig
+from moyai.recipe.explain import shown
 from moyai.schema import Config
 
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))}  # of Windows
 
 # Widths double once, and again only far down, where convolutions are cheap.
 AUTOENCODER_MULTIPLIERS = {
-    1: (1,), 2: (1, 2), 4: (1, 2, 2), 8: (1, 2, 2, 4), 16: (1, 2, 2, 4, 4), 32: (1, 2, 2, 4, 4, 4)
+    1: (1,),
+    2: (1, 2),
+    4: (1, 2, 2),
+    8: (1, 2, 2, 4),
+    16: (1, 2, 2, 4, 4),
+    32: (1, 2, 2, 4, 4, 4),
 }  # by factor
 
 

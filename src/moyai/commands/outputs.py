@@ -15,7 +15,7 @@ from moyai.model import LatentModel
 def check(out: Path, gif: Path | None) -> None:
     """Refuse, before anything is computed, an output that could not be written."""
     if out.suffix.lower() not in ("", ".png", ".npz"):
-        raise RequestError(f"--out {out} is neither a .png, an .npz nor a folder; possible: grid.png, samples.npz, samples/")
+        raise RequestError(f"--out {out} is no .png, .npz or folder; possible: grid.png, samples.npz, samples/")
     if gif is not None and gif.suffix.lower() != ".gif":
         raise RequestError(f"--gif {gif} does not end in .gif")
     for path in (out, gif):
@@ -27,9 +27,7 @@ def check(out: Path, gif: Path | None) -> None:
                 raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another place") from error
 
 
-def write(
-    model: LatentModel, request: tasks.Request, images: np.ndarray, out: Path, gif: Path | None
-) -> Iterator[str]:
+def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: Path, gif: Path | None) -> Iterator[str]:
     """Write the pictures; yields a sentence for each thing written."""
     if out.suffix.lower() == ".npz":
         _write_arrays(request, images, out)
@@ -46,7 +44,10 @@ def write(
     if gif is not None:
         noisy, predicted = tasks.process(model, request)
         rows = zip(noisy, predicted, strict=True)
-        frames = [pictures.grid(np.concatenate(pair), columns=len(pair[0]), row_labels=("noisy", "predicted")) for pair in rows]
+        frames = [
+            pictures.grid(np.concatenate(pair), columns=len(pair[0]), row_labels=("noisy", "predicted"))
+            for pair in rows
+        ]
         pictures.save_gif(gif, frames, recipe=tasks.picture_recipe(model, request))
         yield f"the way there in {gif}"
 

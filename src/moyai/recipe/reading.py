@@ -7,8 +7,8 @@ The order in which it becomes definite:
 3. `with_steps` writes the step counts that a measured budget of minutes comes to, and `train_intervals` what
    follows from those.
 
-After that a run is a pure function of (recipe, seed, step). The keys themselves are in `recipe_model`, what follows
-from the data in `recipe_resolve`; this chapter reads, writes, compares and explains.
+After that a run is a pure function of (recipe, seed, step). The keys themselves are in `recipe.model`, what follows
+from the data in `recipe.resolve`; this chapter reads, writes, compares and explains.
 """
 
 import json
@@ -20,31 +20,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from moyai.errors import ConfigError, RequestError, choices, nearest
-from moyai.explain import Key, keys, mistakes, shown
-from moyai.overlay import check_plain, filled, lay, nested, override
-from moyai.recipe_model import BudgetConfig, Recipe, ReportConfig, check
-from moyai.recipe_resolve import DataFacts, changed, resolve, train_intervals, with_steps
-
-__all__ = [
-    "BudgetConfig",
-    "DataFacts",
-    "Key",
-    "Recipe",
-    "ReportConfig",
-    "changed",
-    "check",
-    "describe",
-    "difference",
-    "find",
-    "from_json",
-    "load",
-    "parse",
-    "resolve",
-    "schema_help",
-    "to_json",
-    "train_intervals",
-    "with_steps",
-]
+from moyai.recipe.explain import Key, keys, mistakes, shown
+from moyai.recipe.model import Recipe
+from moyai.recipe.overlay import check_plain, filled, lay, nested, override
 
 _LONGEST = {".toml": 2**16, ".json": 2**20}  # bytes of a recipe file; ours have 2 thousand
 

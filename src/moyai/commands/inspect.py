@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from moyai import build, log, pictures
-from moyai import recipe as recipes
 from moyai.checkpoints import native, tensors
 from moyai.data import report as data_report
 from moyai.data import splits
@@ -15,6 +14,7 @@ from moyai.errors import RequestError
 from moyai.evaluation import curves, page
 from moyai.evaluation.terminal import terminal_plot
 from moyai.files import read_json
+from moyai.recipe import reading, resolve
 
 STAGES = ("first_stage", "prior")
 PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".webp")
@@ -38,17 +38,18 @@ def inspect(path: Path, *, plot: Path | None = None) -> Iterator[str]:
     elif path.suffix.lower() in PICTURES:
         yield from _recipe_of(path)
     elif path.suffix in (".toml", ".json"):
-        loaded = recipes.load(path)
-        yield f"recipe {loaded.name}: data {loaded.data.kind}, first stage {loaded.first_stage.kind}, prior {loaded.prior.kind}"
+        loaded = reading.load(path)
+        parts = f"data {loaded.data.kind}, first stage {loaded.first_stage.kind}, prior {loaded.prior.kind}"
+        yield f"recipe {loaded.name}: {parts}"
     else:
         yield from _data(path)
 
 
 def _run(run: Path) -> Iterator[str]:
-    recipe = recipes.from_json((run / "recipe.json").read_text(encoding="utf-8"))
+    recipe = reading.from_json((run / "recipe.json").read_text(encoding="utf-8"))
     yield f"run {recipe.name}: data {recipe.data.kind} {recipe.data.name or ''}, seed {recipe.seed}"
     if (run / "data.json").is_file():
-        facts = recipes.DataFacts.model_validate(read_json(run / "data.json")["facts"])
+        facts = resolve.DataFacts.model_validate(read_json(run / "data.json")["facts"])
         yield f"data: {facts.count} training pictures, {facts.channels} x {facts.height} x {facts.width}, " + (
             f"{len(facts.classes)} classes: {', '.join(facts.classes)}" if facts.classes else "no classes"
         )
@@ -103,4 +104,6 @@ def _charts(run: Path) -> Iterator[page.Chart]:
             for name in log.names(path, kind):
                 steps, values = log.series(path, kind, name)
                 title = f"{stage.replace('_', ' ')}: {name} ({kind})"
-                yield page.Chart(curves.chart([curves.Series(name, steps, values)], title=title, x_label="step", y_label=name), title)
+                yield page.Chart(
+                    curves.chart([curves.Series(name, steps, values)], title=title, x_label="step", y_label=name), title
+                )

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import torch
 
 from moyai import build
-from moyai import recipe as recipes
 from moyai.data import splits
 from moyai.data.locate import cache_folder
-from moyai.recipe import DataFacts, Recipe
+from moyai.recipe import resolve
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
 from moyai.training.loop import peak_gib
 from moyai.training.stages import parameter_count
@@ -25,17 +26,18 @@ COPIES = 5  # of every trained value: live, average, gradient and AdamW's two
 def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     """Yields what was found, a sentence at a time. Raises the errors that training would raise."""
     begun = time.perf_counter()
-    few = recipes.changed(recipe, {"data.limit": min(READ, recipe.data.limit or READ)})
+    few = resolve.changed(recipe, {"data.limit": min(READ, recipe.data.limit or READ)})
     images = build.read_data(few.data, cache_folder())
     train, _ = splits.split(images, recipe.data.validation)
     channels, height, width = images.shape
     facts = DataFacts(
         channels=channels, height=height, width=width, bits=images.bits, count=len(train), classes=images.classes
     )
-    yield f"data: {channels} x {height} x {width}, {images.bits} bits, {len(images.classes) or 'no'} classes; read {images.count}"
+    kinds = f"{len(images.classes) or 'no'} classes"
+    yield f"data: {channels} x {height} x {width}, {images.bits} bits, {kinds}; read {images.count}"
     for bad in images.bad:
         yield f"unreadable: {bad.name}: {bad.reason}"
-    resolved = recipes.resolve(recipe, facts)
+    resolved = resolve.resolve(recipe, facts)
     yield from _sizes(resolved, facts)
     costs = budget.measure(resolved, facts, images.subset(train), device)
     for name, stage, seconds in (
@@ -62,8 +64,5 @@ def _sizes(recipe: Recipe, facts: DataFacts) -> Iterator[str]:
         net = build.net(recipe, told, shape)
     for name, count in (("first stage", parameter_count(first)), ("prior", parameter_count(net, told))):
         yield f"{name}: {count:,} parameters, {count * 4 * COPIES / 2**20:.0f} MiB with average, gradient and optimiser"
-    yield f"latents: {' x '.join(map(str, shape))}, {facts.channels * facts.height * facts.width / _size(shape):.1f} times fewer values"
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
+    fewer = facts.channels * facts.height * facts.width / torch.Size(shape).numel()
+    yield f"latents: {' x '.join(map(str, shape))}, {fewer:.1f} times fewer values"

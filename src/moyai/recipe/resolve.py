@@ -14,7 +14,7 @@ from pydantic import Field
 from moyai.conditioning.config import ClassCondition
 from moyai.diffusion.config import LogitNormalDensity, LogNormalDensity, TableDensity
 from moyai.errors import ConfigError
-from moyai.recipe_model import AUTOENCODER_MULTIPLIERS, Recipe, sides
+from moyai.recipe.model import AUTOENCODER_MULTIPLIERS, Recipe, sides
 from moyai.schema import Config
 from moyai.training.config import TrainConfig
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from moyai.errors import ConfigError
-from moyai.explain import default_of, free_values, members, name, optional, shown, tag, variants
+from moyai.recipe.explain import default_of, free_values, members, name, optional, shown, tag, variants
 from moyai.schema import Config
 
 _DEPTH = 12  # tables in tables; a recipe has 5
