@@ -24,6 +24,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=3, help="steps a turn")
     made.add_argument("--repeat", type=int, default=7, help="turns of each system")
     made.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    made.add_argument(
+        "--cpu", action="store_true", help="count processor seconds, for a machine that is busy otherwise"
+    )
     made.add_argument("--systems", nargs="*", help="only these, the first is the one compared with")
     made.add_argument("--json", type=Path, help="write the figures there")
     made.add_argument("--worker", help=argparse.SUPPRESS)
@@ -51,10 +54,10 @@ def work(args: argparse.Namespace, systems: Mapping[str, Make]) -> None:
     step()
     print(json.dumps(time.perf_counter() - began), flush=True)
     for line in sys.stdin:
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             step()
-        print(json.dumps([time.perf_counter() - began, peak_memory()]), flush=True)
+        print(json.dumps([time.perf_counter() - began, time.process_time() - worked, peak_memory()]), flush=True)
 
 
 def compare(args: argparse.Namespace, systems: Mapping[str, Make], workers: list[str], images: int) -> None:
@@ -71,8 +74,8 @@ def compare(args: argparse.Namespace, systems: Mapping[str, Make], workers: list
         for _ in range(args.repeat):
             for name, process in running.items():
                 print(args.steps, file=process.stdin, flush=True)
-                took, memory[name] = json.loads(_answer(process))
-                seconds[name].append(took / args.steps)
+                wall, cpu, memory[name] = json.loads(_answer(process))
+                seconds[name].append((cpu if args.cpu else wall) / args.steps)
     finally:
         for process in running.values():
             process.kill()
@@ -100,7 +103,10 @@ def _report(
     images: int,
 ) -> None:
     base = next(iter(seconds))
-    print(f"batch {args.batch}, {args.threads} threads, median of {args.repeat} turns of {args.steps} steps")
+    clock = "processor" if args.cpu else "wall"
+    print(
+        f"batch {args.batch}, {args.threads} threads, {clock} time, median of {args.repeat} turns of {args.steps} steps"
+    )
     print(f"{'system':<32}{'images/s':>10}{'ms/step':>10}{'first 2, s':>12}{'peak MiB':>10}  {base} is faster by")
     rows = {}
     for name, times in seconds.items():

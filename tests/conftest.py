@@ -5,6 +5,13 @@ from pathlib import Path
 
 import pytest
 
+# Bits depend on the number of threads, and a process with one thread can be forked at any time.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -144,10 +144,10 @@ def _sample(o: argparse.Namespace) -> int:
 
     keep_memory()
     outputs.check(o.out, o.gif)
-    model = load(o.path, device=chosen(o.device))
     names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch")
-    request = tasks.request(model, o.classes, **{name: getattr(o, name) for name in names})
     with console.reporter(quiet=o.quiet) as reporter:
+        model = load(o.path, device=chosen(o.device), warn=reporter.warn)
+        request = tasks.request(model, o.classes, **{name: getattr(o, name) for name in names})
         images = tasks.collect(model, request, lambda done, total: reporter.progress("sampling", done, total))
         for line in outputs.write(model, request, images, o.out, o.gif):
             reporter.say(line)

@@ -73,7 +73,7 @@ def request(model: LatentModel, classes: Sequence[str | int] | None = None, **se
         if value is not None:
             values[name] = value
     if classes:
-        numbers = class_numbers([str(c) for c in classes], model.classes)
+        numbers = class_numbers(classes, model.classes)
     else:
         numbers = list(range(len(model.classes)))
     made = Request(classes=tuple(numbers), **values)

@@ -1,5 +1,6 @@
 """A finished run, read back as a model: `moyai.load`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,20 @@ from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 
 
-def load(path: str | Path, *, device: torch.device | str = "cpu") -> LatentModel:
+def load(
+    path: str | Path, *, device: torch.device | str = "cpu", warn: Callable[[str], None] | None = None
+) -> LatentModel:
     """The model of a run folder, with the averaged weights.
 
-    Where the prior's training is not finished, its newest checkpoint is taken. Raises RequestError where `path` is no
-    run, CheckpointError where what is there is torn, altered or does not fit.
+    Where the prior's training is not finished, its newest whole checkpoint is taken; `warn` is told of broken ones.
+    Raises RequestError where `path` is no run, CheckpointError where what is there is torn, altered or does not fit.
     """
     run = Path(path)
     recipe, facts = described(run)
     codec = read_codec(run, recipe, facts, device)
     conditioner = build.conditioner(recipe, facts)
     prior = build.prior(recipe, conditioner, codec.shape(), device)
-    tensors, info = _weights(run / "prior", "moyai train")
+    tensors, info = _weights(run / "prior", "moyai train", warn)
     if info["codec"] != codec.digest():
         raise CheckpointError(
             f"{run / 'prior'} was trained on latents of codec {info['codec'][:12]}, but the first stage is "
@@ -52,7 +55,10 @@ def described(run: Path) -> tuple[Recipe, DataFacts]:
         )
     recipe = reading.from_json((run / "recipe.json").read_text(encoding="utf-8"))
     data: dict[str, Any] = read_json(run / "data.json")
-    return recipe, DataFacts.model_validate(data["facts"])
+    try:
+        return recipe, DataFacts.model_validate(data["facts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run / 'data.json'} does not hold the facts of the data; it was altered") from error
 
 
 def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts) -> Any:
@@ -73,12 +79,14 @@ def read_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device
     return codec.measured((tensors["mean"], tensors["std"])).to(device)
 
 
-def _weights(stage: Path, how: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _weights(
+    stage: Path, how: str, warn: Callable[[str], None] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The averaged weights of a finished stage, or of its newest checkpoint."""
     if (stage / "model").is_dir():
         manifest = native.verify(stage / "model")
         return native.read(stage / "model")["model"], manifest["info"]
-    newest = native.newest(stage / "checkpoints") if (stage / "checkpoints").is_dir() else None
+    newest = native.newest(stage / "checkpoints", on_skip=warn)
     if newest is None:
         raise RequestError(f"{stage} holds no trained weights yet; `{how}` makes them")
     return native.read(newest.path, ["ema"])["ema"], newest.manifest["info"]

@@ -4,7 +4,8 @@ Each condition has a value that stands for "not told" (its null), learned like t
 training pictures is shown with it; classifier-free guidance (Ho and Salimans 2022) then compares told with not told.
 """
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -101,17 +102,27 @@ def _merged(parts: list[Cond]) -> Cond:
     )
 
 
-def class_numbers(wanted: list[str], classes: tuple[str, ...]) -> list[int]:
-    """Class names or numbers, as a user gives them, to class numbers. A name goes before a number."""
+def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list[int]:
+    """Class names or numbers, as a user gives them, to class numbers.
+
+    An integer is a number. A word is a name first, as it is written or else in any case, and then a number: classes
+    may be called "3" and need not stand at place 3.
+    """
     if not classes:
         raise RequestError(f"class {wanted[0]} was asked for, but this model knows no classes")
-    numbers = []
-    for word in wanted:
-        low = [c.lower() for c in classes]
-        if word.lower() in low:
-            numbers.append(low.index(word.lower()))
-        elif word.isdigit() and int(word) < len(classes):
-            numbers.append(int(word))
-        else:
-            raise RequestError(f"class {word!r} is unknown; {choices(word, classes)}")
-    return numbers
+    low = [c.lower() for c in classes]
+    return [_class_number(word, classes, low) for word in wanted]
+
+
+def _class_number(word: str | int, classes: tuple[str, ...], low: list[str]) -> int:
+    if not isinstance(word, str):
+        number = operator.index(word)
+    elif word in classes:
+        number = classes.index(word)
+    elif word.lower() in low:
+        number = low.index(word.lower())
+    else:
+        number = int(word) if word.isdecimal() else -1
+    if not 0 <= number < len(classes):
+        raise RequestError(f"class {word!r} is unknown; {choices(str(word), classes)}")
+    return number

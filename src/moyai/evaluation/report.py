@@ -128,7 +128,7 @@ def _process_blocks(material: Material, folder: Path) -> list[Any]:
     model = material.model
     if not model.recipe.report.gif:
         return []
-    classes = [str(c) for c in range(min(PROCESS, len(model.classes)))]
+    classes = range(min(PROCESS, len(model.classes)))
     settings: dict[str, Any] = {"n": 1 if classes else PROCESS, "batch": len(classes) or PROCESS, "steps": 40}
     request = tasks.request(model, classes, sampler="euler", eta=0.0, **settings)
     noisy, predicted = tasks.process(model, request)

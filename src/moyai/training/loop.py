@@ -16,9 +16,9 @@ import torch
 from moyai.batch import Batch
 from moyai.checkpoints import native
 from moyai.console import Reporter
-from moyai.errors import TrainingError
+from moyai.errors import CheckpointError, TrainingError
 from moyai.log import Log
-from moyai.randomness import Draw
+from moyai.randomness import Draw, torch_seed
 from moyai.training import ema
 from moyai.training.config import TrainConfig
 from moyai.training.signals import Interrupted, Signals
@@ -80,10 +80,11 @@ class Runner:
         self.log = Log(self.folder / "log.jsonl", step=state.step)
         self.started, self.from_step = time.perf_counter(), state.step
         try:
-            while state.step < self.total:
-                self._one_step()
-                self._what_is_due()
-                self._obey_signals()
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                while state.step < self.total:
+                    self._one_step()
+                    self._what_is_due()
+                    self._obey_signals()
         finally:
             self.log.close()
         self._finish()
@@ -93,6 +94,7 @@ class Runner:
         step = state.step
         batch = stage.batch(step).to(self.device)
         draw = Draw(self.seed, step, len(batch), stage=stage.name, device=self.device)
+        torch.manual_seed(torch_seed(self.seed, f"{stage.name} dropout {step}"))  # nn.Dropout asks torch itself
         try:
             metrics = train_step(state, stage.losses, batch, draw, self.gamma)
         except NonFiniteError as error:
@@ -142,10 +144,9 @@ class Runner:
             signals.saving = False
             self.save()
             self.reporter.say(f"saved {self.stage.title} at step {self.stage.state.step}")
-        if signals.stopping is not None:
-            if self.stage.state.step < self.total:
-                self.save()
-            step = self.stage.state.step
+        step = self.stage.state.step
+        if signals.stopping is not None and step < self.total:  # a stage that is done is finished first
+            self.save()
             raise Interrupted(signals.stopping, f"{self.stage.title} is saved at step {step}; the same command goes on")
 
     def save(self) -> None:
@@ -176,6 +177,12 @@ class Runner:
         newest = native.newest(self.folder / "checkpoints", on_skip=self.reporter.warn)
         if newest is None:
             return
+        codec, own = newest.manifest["info"].get("codec"), self.info.get("codec")
+        if codec != own:
+            raise CheckpointError(
+                f"{newest.path} was trained on latents of codec {str(codec)[:12]}, but the first stage is now "
+                f"{str(own)[:12]}; remove {self.folder} to train it anew"
+            )
         self.stage.state.restore(native.read(newest.path))
         then, now = newest.manifest["info"].get("threads"), torch.get_num_threads()
         if then != now:

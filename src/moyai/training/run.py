@@ -29,9 +29,10 @@ from moyai.data import latents, splits
 from moyai.data import report as data_report
 from moyai.data.images import ImageSet, SourceFile, difference
 from moyai.data.locate import cache_folder
+from moyai.devices import chosen
 from moyai.errors import ConfigError, DataError, RequestError, choices
 from moyai.evaluation import report
-from moyai.files import read_json, write_atomic, write_json_atomic
+from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
 from moyai.firststage.codec import LatentCodec, LatentStatistics
 from moyai.nets.precision import keep_memory
 from moyai.recipe import reading, resolve
@@ -39,7 +40,7 @@ from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
 from moyai.training.loop import Runner, Stage
-from moyai.training.signals import Signals
+from moyai.training.signals import Interrupted, Signals
 from moyai.training.stages import PREVIEW_STEPS, FirstStageTraining, PriorTraining
 
 STAGES = ("first_stage", "latents", "prior", "report")
@@ -83,10 +84,11 @@ def train(
     source = recipe.name if isinstance(recipe, Recipe) else str(recipe)
     if not isinstance(recipe, Recipe):
         recipe = reading.load(reading.find(str(recipe)), overrides, gpu=gpu)
+    where = chosen(None if device is None else str(device))
     folder = Path(out).expanduser() if out is not None else Path("runs") / recipe.name
     _make_folder(folder)
     with RunLock(folder, force=force), Signals() as signals:
-        run = Run(recipe, folder, reporter or console.Silent(), signals, torch.device(device or _best_device()))
+        run = Run(recipe, folder, reporter or console.Silent(), signals, where)
         run.command = report.command(source, [*overrides, *(["--gpu"] if gpu else [])])
         run.everything(stage, allow_data_change=allow_data_change)
     return folder
@@ -105,8 +107,11 @@ class Run:
 
     def everything(self, only: str | None = None, *, allow_data_change: bool = False) -> None:
         """Whatever is not done yet, or the one stage asked for."""
+        for place in (self.folder, *self.folder.glob("*/"), *self.folder.glob("*/*/")):
+            sweep_temporaries(place)
         self._read_data(allow_data_change)
         self._plan()
+        self._record_data()
         todo = {
             "first_stage": self._first_stage,
             "latents": self._latents,
@@ -114,13 +119,14 @@ class Run:
             "report": self._report,
         }
         for name in STAGES if only is None else (only,):
+            self._obey_signals()
             todo[name]()
 
     # --- data ------------------------------------------------------------------------------------------------------
 
     def _read_data(self, allow_change: bool) -> None:
         with self._timed("data"):
-            images = build.read_data(self.recipe.data, cache_folder(), self.reporter.progress)
+            images = build.read_data(self.recipe.data, cache_folder(), self._progress)
             self.train_index, self.held_out_index = splits.split(images, self.recipe.data.validation)
         self.train, self.held_out = images.subset(self.train_index), images.subset(self.held_out_index)
         channels, height, width = images.shape
@@ -140,7 +146,6 @@ class Run:
             "fingerprint": images.fingerprint,
             "files": [[f.name, f.size, f.sha256] for f in images.files],
         }
-        write_json_atomic(self.folder / "data.json", self.data)
         for line in data_report.lines(found):
             self.reporter.say(line)
         for warning in found.warnings:
@@ -148,6 +153,7 @@ class Run:
         self.recipe = resolve.resolve(self.recipe, self.facts)
 
     def _check_fingerprint(self, images: ImageSet, allow_change: bool) -> None:
+        self.change = ""
         path = self.folder / "data.json"
         if not path.is_file():
             return
@@ -161,9 +167,15 @@ class Run:
                 "or --allow-data-change"
             )
         self.reporter.warn(f"the data have changed since this run was begun: {first}")
+        self.change = f"{first}\n"
+
+    def _record_data(self) -> None:
+        """Once nothing stands against going on with these data, they are the run's."""
         history = self.folder / "data-changes.txt"
-        before = history.read_bytes() if history.is_file() else b""
-        write_atomic(history, before + f"{first}\n".encode())
+        if self.change:
+            before = history.read_bytes() if history.is_file() else b""
+            write_atomic(history, before + self.change.encode("utf-8", "backslashreplace"))
+        write_json_atomic(self.folder / "data.json", self.data)
 
     # --- plan ------------------------------------------------------------------------------------------------------
 
@@ -251,6 +263,8 @@ class Run:
     def _latents(self) -> None:
         self._needs("first_stage")
         folder = self.folder / "latents"
+        native.sweep(folder)
+        codec, known = None, False
         if (folder / "statistics").is_dir():
             codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
             done = [
@@ -259,13 +273,22 @@ class Run:
             ]
             if all(done):
                 return
+            known = self._prior_begun_on(codec.digest())
         with self._timed("latents"):
-            codec = build.codec(
-                self.recipe, self.facts, models.read_first_stage(self.folder, self.recipe, self.facts), self.device
-            )
-            self._encode(codec, folder)
+            if codec is None or not known:
+                first = models.read_first_stage(self.folder, self.recipe, self.facts)
+                codec = build.codec(self.recipe, self.facts, first, self.device)
+            self._encode(codec, folder, measure=not known)
 
-    def _encode(self, codec: LatentCodec, folder: Path) -> None:
+    def _prior_begun_on(self, codec: str) -> bool:
+        """Whether there is a prior in these coordinates, which must then stay as they are (the data may change)."""
+        stage = self.folder / "prior"
+        if (stage / "model").is_dir():
+            return bool(native.inspect(stage / "model")["info"].get("codec") == codec)
+        newest = native.newest(stage / "checkpoints")
+        return newest is not None and newest.manifest["info"].get("codec") == codec
+
+    def _encode(self, codec: LatentCodec, folder: Path, *, measure: bool) -> None:
         for half, images in self._halves():
             latents.build(
                 folder / half,
@@ -273,8 +296,15 @@ class Run:
                 codec,
                 flips=self.recipe.data.flip and half == "train",
                 device=self.device,
-                progress=functools.partial(self.reporter.progress, f"encoding {half}"),
+                progress=functools.partial(self._progress, f"encoding {half}"),
             )
+        if measure:
+            self._measure(codec, folder)
+        for half, images in self._halves():
+            latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
+
+    def _measure(self, codec: LatentCodec, folder: Path) -> None:
+        """The statistics of all training latents, into the codec and the run."""
         statistics = LatentStatistics()
         cache = latents.read(folder / "train", self.train, codec=None)
         for variant in cache.variants:
@@ -282,8 +312,6 @@ class Run:
                 statistics.add(stored)
         codec.measured(statistics.result())
         native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})
-        for half, images in self._halves():
-            latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
 
     def _prior(self) -> None:
         if self._finished("prior"):
@@ -311,7 +339,7 @@ class Run:
             material = report.Material(
                 self.folder, model, self.train, self.held_out, self.data, self.plan, self._times(), self.command
             )
-            path = report.write(material, lambda a, b: self.reporter.progress("sampling", a, b))
+            path = report.write(material, functools.partial(self._progress, "sampling"))
         write_json_atomic(done, key)
         self.reporter.say(f"the report is {path}")
 
@@ -327,6 +355,15 @@ class Run:
         )
         with self._timed(stage.title):
             runner.run()
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        """Reports, and leaves where a signal asks to: what was begun here is made anew by the same command."""
+        self.reporter.progress(what, done, total)
+        self._obey_signals()
+
+    def _obey_signals(self) -> None:
+        if self.signals.stopping is not None:
+            raise Interrupted(self.signals.stopping, "the same command goes on where this left off")
 
     def _halves(self) -> tuple[tuple[str, ImageSet], tuple[str, ImageSet]]:
         return ("train", self.train), ("held-out", self.held_out)
@@ -364,7 +401,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another --out") from error
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -158,7 +158,7 @@ class PriorTraining:
     def preview(self, path: Path) -> None:
         """Samples of the averaged weights from fixed seeds, a column a class."""
         model = self.model()
-        classes = [str(c) for c in range(min(10, len(model.classes)))]
+        classes = range(min(10, len(model.classes)))
         n = 4 if classes else 16
         settings = {"n": n, "steps": PREVIEW_STEPS, "batch": n * max(1, len(classes))}
         request = tasks.request(model, classes, **settings)

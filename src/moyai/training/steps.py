@@ -42,7 +42,7 @@ def train_step(state: TrainState, loss_of: LossOf, batch: Batch, draw: Draw, gam
         _refuse_non_finite_loss(state, loss, rows)
         for name, values in {"loss": loss.detach(), **parts}.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
-    norm = _clipped_norm(state)
+    norm = _clipped_norm(state, batch)
     rate = learning_rate(config, state.step - 1)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -61,13 +61,15 @@ def _refuse_non_finite_loss(state: TrainState, loss: Tensor, batch: Batch) -> No
         _refuse(state, f"the loss of samples {samples[:8]} is not finite")
 
 
-def _clipped_norm(state: TrainState) -> float:
+def _clipped_norm(state: TrainState, batch: Batch) -> float:
     gradients = [p.grad for _, p in state.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     value = float(norm)
     if not math.isfinite(value):
         bad = [n for n, p in state.parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-        _refuse(state, f"the gradient of {bad[0] if bad else 'all parameters together'} is not finite")
+        name, samples = bad[0] if bad else "all parameters together", batch.index.tolist()
+        more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+        _refuse(state, f"the gradient of {name} on samples {samples[:8]}{more} is not finite")
     if state.config.clip is not None:
         torch.nn.utils.clip_grads_with_norm_([p for _, p in state.parameters()], state.config.clip, norm)
     return value
