@@ -9,11 +9,18 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moyai.files import write_atomic
 
 Line = dict[str, Any]
+
+
+class Mirror(Protocol):
+    """Something else that wants every line."""
+
+    def write(self, line: Line) -> None: ...
+    def close(self) -> None: ...
 
 
 class Log:
@@ -25,15 +32,20 @@ class Log:
         kept = [line for line in read(path) if line["step"] <= step]
         write_atomic(path, "".join(_text(line) for line in kept).encode())
         self._file = path.open("ab")
+        self.also: Mirror | None = None
 
     def write(self, line: Line) -> None:
         self._file.write(_text(line).encode())
         self._file.flush()
+        if self.also is not None:
+            self.also.write(line)
 
     def close(self) -> None:
         """Also brings the lines to the disk, before a checkpoint that they belong to is committed."""
         self.sync()
         self._file.close()
+        if self.also is not None:
+            self.also.close()
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())

@@ -43,6 +43,7 @@ class TrainConfig(Config):
     compile: bool = Field(False, description="torch.compile the network")
     ema: EmaConfig = EmaConfig()
     nonfinite: NonFinite = NonFinite()
+    tensorboard: bool = Field(False, description="write the log for TensorBoard too (needs moyai[tensorboard])")
     log_every: Count = Field(20, description="steps between two lines of the log")
     validate_every: Count | None = Field(None, description="steps; a tenth of the run when not given")
     save_every: Count | None = Field(None, description="steps; a tenth of the run, at most 1000, when not given")

@@ -24,6 +24,7 @@ from moyai.training.config import TrainConfig
 from moyai.training.signals import Interrupted, Signals
 from moyai.training.state import TrainState
 from moyai.training.steps import Losses, NonFiniteError, train_step
+from moyai.training.tensorboard import TensorBoard
 
 SNAPSHOTS = (16, 8)  # averages kept at 1/16 and 1/8 of the run, for autoguidance
 
@@ -78,6 +79,8 @@ class Runner:
         self._resume()
         state = self.stage.state
         self.log = Log(self.folder / "log.jsonl", step=state.step)
+        if self.config.tensorboard:
+            self.log.also = TensorBoard(self.folder / "tensorboard", step=state.step)
         self.started, self.from_step = time.perf_counter(), state.step
         try:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

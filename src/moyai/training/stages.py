@@ -48,6 +48,9 @@ class FirstStageTraining:
         )
         self.autoencoder = model.to(device)
         self.state = TrainState.new({"autoencoder": self.autoencoder}, config.train)
+        if config.train.compile:  # the average, copied above, stays as it is: it is run too rarely to pay
+            self.autoencoder.encoder.compile()
+            self.autoencoder.decoder.compile()
         self.objective = Objective(config.objective)
         self.precision = config.train.precision
         self.order = Order(recipe.seed, self.name, train.count, config.train.batch)
@@ -129,6 +132,8 @@ class PriorTraining:
         self.train, self.held_out = train, held_out
         self.prior, self.conditioner = prior.to(device), conditioner.to(device)
         self.state = TrainState.new({"prior": self.prior, "conditioner": self.conditioner}, config)
+        if config.compile:
+            self.prior.denoiser.net.compile()
         self.order = Order(recipe.seed, self.name, len(train), config.batch)
 
     def batch(self, step: int) -> Batch:

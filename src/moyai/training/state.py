@@ -98,7 +98,7 @@ class TrainState:
             parameter = known[name]
             # Averages of gradients lie in memory as their parameter does; the same bits depend on it.
             self.optimizer.state[parameter] = {
-                slot: torch.empty_like(parameter).copy_(value) if value.ndim else value.clone()
+                slot: torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device, copy=True)
                 for slot, value in values.items()
             }
 
