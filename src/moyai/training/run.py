@@ -365,17 +365,6 @@ class Run:
         if self.signals.stopping is not None:
             raise Interrupted(self.signals.stopping, "the same command goes on where this left off")
 
-    def _progress(self, what: str, done: int, total: int) -> None:
-        self.reporter.progress(what, done, total)
-        self._obey(what)
-
-    def _obey(self, what: str) -> None:
-        """Between steps the loop obeys signals; everything else that takes long does it here."""
-        if self.signals.stopping is not None:
-            raise Interrupted(
-                self.signals.stopping, f"{what.replace('_', ' ')} is still to do; the same command does it"
-            )
-
     def _halves(self) -> tuple[tuple[str, ImageSet], tuple[str, ImageSet]]:
         return ("train", self.train), ("held-out", self.held_out)
 
