@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from moyai import cli
-from moyai.recipe.reading import describe
+from moyai.recipe.reading import describe, load
 from moyai.training import budget
 
 ROOT = Path(__file__).parents[1]
@@ -153,9 +153,15 @@ def test_readme_names_keys_and_modules() -> None:
     assert any("prior.train" in word for word in words)
 
 
-def test_every_recipe_is_in_readmes_table() -> None:
-    named = re.findall(r"\]\(recipes/([\w-]+)\.toml\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert sorted(named) == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
+def test_readmes_table_of_recipes_is_that_of_the_folder() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = {found[1]: line for line in lines if (found := re.match(r"\| \[([\w-]+)\]\(recipes/\1\.toml\)", line))}
+    assert sorted(rows) == sorted(path.stem for path in (ROOT / "recipes").glob("*.toml"))
+    for name, row in rows.items():
+        recipe = load(ROOT / "recipes" / f"{name}.toml")
+        first, prior, minutes = recipe.first_stage.train.steps, recipe.prior.train.steps, recipe.budget.minutes
+        length = f"{first:,} + {prior:,} steps" if first and prior else f"{minutes:g} minutes"
+        assert f"| {length} |" in row
 
 
 def test_every_make_target_named_is_one() -> None:

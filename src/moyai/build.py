@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -34,7 +33,7 @@ from moyai.diffusion.parameterization import Eps, Flow, Parameterization, V
 from moyai.errors import ConfigError
 from moyai.firststage.autoencoder import KLAutoencoder
 from moyai.firststage.codec import LatentCodec
-from moyai.nets.precision import autocast_dtype
+from moyai.nets.precision import autocast_dtype, placed
 from moyai.nets.unet import UNet
 from moyai.priors.diffusion import Density, DiffusionPrior
 from moyai.randomness import torch_seed
@@ -42,7 +41,6 @@ from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 
 Progress = Callable[[str, int, int], None]
-_M = TypeVar("_M", bound=nn.Module)
 
 
 def read_data(config: DataConfig, cache: Path, progress: Progress | None = None) -> ImageSet:
@@ -61,12 +59,12 @@ def read_data(config: DataConfig, cache: Path, progress: Progress | None = None)
 def autoencoder(recipe: Recipe, facts: DataFacts) -> KLAutoencoder:
     """The first stage with its initial weights, a function of the recipe's seed."""
     with _initial_weights(recipe.seed, "first stage"):
-        return _laid_out(KLAutoencoder(recipe.first_stage.net, facts.channels))
+        return KLAutoencoder(recipe.first_stage.net, facts.channels)
 
 
 def codec(recipe: Recipe, facts: DataFacts, trained: KLAutoencoder, device: torch.device | str = "cpu") -> LatentCodec:
     shape = (facts.channels, facts.height, facts.width)
-    return LatentCodec(trained, shape, precision=recipe.first_stage.train.precision).to(device)
+    return placed(LatentCodec(trained, shape, precision=recipe.first_stage.train.precision), device)
 
 
 def conditioner(recipe: Recipe, facts: DataFacts) -> Conditioner:
@@ -83,14 +81,13 @@ def _condition(name: str, config: ClassCondition, facts: DataFacts) -> nn.Module
 def net(recipe: Recipe, told: Conditioner, latent_shape: tuple[int, int, int]) -> UNet:
     """The prior's network with its initial weights, over latents (c, h, w)."""
     with _initial_weights(recipe.seed, "prior"):
-        made = UNet(
+        return UNet(
             recipe.prior.net,
             channels_in=latent_shape[0],
             channels_out=latent_shape[0],
             vector_width=told.vector_width,
             context_width=told.context_width,
         )
-    return _laid_out(made)
 
 
 def prior(
@@ -157,8 +154,3 @@ class _initial_weights:
 
     def __exit__(self, *error: object) -> None:
         self._fork.__exit__(*error)  # type: ignore[arg-type]
-
-
-def _laid_out(module: _M) -> _M:
-    """Convolutions run faster with channels last, on processors and accelerators alike."""
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

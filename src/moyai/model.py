@@ -16,6 +16,7 @@ from moyai.conditioning.conditioner import Conditioner
 from moyai.data.images import to_uint
 from moyai.errors import RequestError
 from moyai.firststage.codec import LatentCodec
+from moyai.nets.precision import placed
 from moyai.priors.diffusion import DiffusionPrior
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
@@ -45,7 +46,7 @@ class LatentModel:
     def to(self, device: torch.device | str) -> "LatentModel":
         """Move everything; returns itself."""
         for module in (self.codec, self.conditioner, self.prior):
-            module.to(device)
+            placed(module, device)
         return self
 
     def encode(self, images: np.ndarray | Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from moyai.errors import CheckpointError, RequestError
 from moyai.files import read_json
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
+from moyai.nets.precision import placed
 from moyai.recipe import reading
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
@@ -41,7 +42,7 @@ def load(
     digest = native.tensors_digest(tensors)
     frozen = (m.eval().requires_grad_(False) for m in (prior, conditioner))
     for module in frozen:
-        module.to(device)
+        placed(module, device)
     return LatentModel(codec, conditioner, prior, recipe, facts, path=run, digest=digest)
 
 
@@ -76,7 +77,7 @@ def read_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device
     if not statistics.is_dir():
         raise RequestError(f"{run} has no latent statistics yet; `moyai train` with --stage latents measures them")
     tensors = native.read(statistics)["statistics"]
-    return codec.measured((tensors["mean"], tensors["std"])).to(device)
+    return placed(codec.measured((tensors["mean"], tensors["std"])), device)
 
 
 def _weights(

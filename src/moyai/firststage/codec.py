@@ -93,7 +93,7 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def store(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(self.precision, images.device):
-            posterior = self.autoencoder.encode(images.contiguous(memory_format=torch.channels_last))
+            posterior = self.autoencoder.encode(images)
         return {"mean": posterior.mean.contiguous(), "std": posterior.std.contiguous()}
 
     def latents(self, stored: Stored, draw: Draw) -> Tensor:
@@ -106,7 +106,7 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        z = (latents * self._column(self.std) + self._column(self.mean)).contiguous(memory_format=torch.channels_last)
+        z = latents * self._column(self.std) + self._column(self.mean)
         with autocast(self.precision, latents.device):
             images = self.autoencoder.decode(z, self.image_shape[1:])
         return images.float().clamp(-1, 1)

@@ -61,7 +61,7 @@ def measure(recipe: Recipe, facts: DataFacts, train: ImageSet, device: torch.dev
     sized = _with_some_steps(recipe)
     first = FirstStageTraining(sized, build.autoencoder(sized, facts), small, small, device)
     first_step = _step_seconds(first, device, seconds)
-    codec = build.codec(sized, facts, build.autoencoder(sized, facts), device).to(device)
+    codec = build.codec(sized, facts, build.autoencoder(sized, facts), device)
     images = small.images(np.arange(min(64, small.count))).to(device)
     encode = _median_seconds(lambda: codec.store(images), device) / len(images)
     conditioner = build.conditioner(sized, facts)

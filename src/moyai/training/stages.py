@@ -15,7 +15,7 @@ from moyai.firststage.autoencoder import KLAutoencoder
 from moyai.firststage.codec import LatentCodec
 from moyai.firststage.objective import Objective
 from moyai.model import LatentModel
-from moyai.nets.precision import autocast
+from moyai.nets.precision import autocast, placed
 from moyai.priors.diffusion import DiffusionPrior
 from moyai.randomness import Draw, generator
 from moyai.recipe.model import Recipe
@@ -46,7 +46,7 @@ class FirstStageTraining:
             held_out,
             device,
         )
-        self.autoencoder = model.to(device)
+        self.autoencoder = placed(model, device)
         self.state = TrainState.new({"autoencoder": self.autoencoder}, config.train)
         if config.train.compile:  # the average, copied above, stays as it is: it is run too rarely to pay
             self.autoencoder.encoder.compile()
@@ -104,11 +104,7 @@ class FirstStageTraining:
     def _held_out(self, size: int = 64) -> list[Tensor]:
         count = min(VALIDATION, self.held_out.count)
         index = np.linspace(0, self.held_out.count - 1, count).astype(np.int64)
-        layout = torch.channels_last
-        return [
-            self.held_out.images(index[i : i + size]).to(self.device).contiguous(memory_format=layout)
-            for i in range(0, count, size)
-        ]
+        return [self.held_out.images(index[i : i + size]).to(self.device) for i in range(0, count, size)]
 
 
 class PriorTraining:
@@ -128,9 +124,9 @@ class PriorTraining:
         device: torch.device,
     ) -> None:
         config = recipe.prior.train
-        self.recipe, self.facts, self.codec, self.device = recipe, facts, codec.to(device), device
+        self.recipe, self.facts, self.codec, self.device = recipe, facts, placed(codec, device), device
         self.train, self.held_out = train, held_out
-        self.prior, self.conditioner = prior.to(device), conditioner.to(device)
+        self.prior, self.conditioner = placed(prior, device), conditioner.to(device)
         self.state = TrainState.new({"prior": self.prior, "conditioner": self.conditioner}, config)
         if config.compile:
             self.prior.denoiser.net.compile()
@@ -193,7 +189,7 @@ def _flips(seed: int, stage: str, step: int, count: int) -> np.ndarray:
 def _pictures(batch: Batch) -> Tensor:
     if batch.images is None:
         raise ValueError("the first stage is trained on pictures")
-    return batch.images.contiguous(memory_format=torch.channels_last)
+    return batch.images
 
 
 def _size(images: Tensor) -> tuple[int, int]:
