@@ -18,8 +18,13 @@ from moyai.version import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, more = parser.parse_known_args(arguments)
+    # Overrides may stand anywhere, which argparse alone cannot read behind an option.
+    if wrong := [word for word in more if "=" not in word or word.startswith("-") or not hasattr(options, "overrides")]:
+        parser.error(f"not understood: {' '.join(wrong)}; `moyai {options.command} --help` says what is possible")
     try:
+        if more:
+            options.overrides = [*options.overrides, *more]
         status: int = options.run(options)
         return status
     except MoyaiError as error:
@@ -37,7 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moyai",
         description="Latent diffusion on your own images: train both stages, sample, and get an honest report.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"moyai {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -46,11 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default where there is one and the help does not name it already."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default in (None, False) or "default:" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
+
+
 def _command(commands: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=what, description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.set_defaults(run=run)
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, formatter_class=_Help)
+    parser.set_defaults(run=run, command=name)
     return parser
 
 
@@ -79,8 +89,11 @@ def _add_sample(commands: Any) -> None:
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
     p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
-    p.add_argument("--eta", type=float, default=None, help="fresh noise of sampler euler: 0 is DDIM, 1 is DDPM")
+    p.add_argument("--eta", type=float, default=None, help="fresh noise; of euler, 0 is DDIM and 1 is DDPM")
     p.add_argument("--batch", type=int, default=None, help="pictures a forward (default: the recipe's)")
+    p.add_argument(
+        "--like", type=Path, default=None, metavar="PICTURE", help="draw it again, from the recipe it carries"
+    )
     p.add_argument(
         "--out", type=Path, default=Path("samples.png"), help="a grid (.png), arrays (.npz), a folder of PNGs"
     )
@@ -136,7 +149,7 @@ def _train(o: argparse.Namespace) -> int:
 
 
 def _sample(o: argparse.Namespace) -> int:
-    from moyai import tasks
+    from moyai import pictures, tasks
     from moyai.checkpoints.models import load
     from moyai.commands import outputs
     from moyai.devices import chosen
@@ -147,7 +160,12 @@ def _sample(o: argparse.Namespace) -> int:
     names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch")
     with console.reporter(quiet=o.quiet) as reporter:
         model = load(o.path, device=chosen(o.device), warn=reporter.warn)
-        request = tasks.request(model, o.classes, **{name: getattr(o, name) for name in names})
+        if o.like is None:
+            request = tasks.request(model, o.classes, **{name: getattr(o, name) for name in names})
+        else:
+            request, changes = tasks.like(model, pictures.read_recipe(o.like))
+            for change in changes:
+                reporter.warn(f"{o.like} may not come out the same to the bit: {change}")
         images = tasks.collect(model, request, lambda done, total: reporter.progress("sampling", done, total))
         for line in outputs.write(model, request, images, o.out, o.gif):
             reporter.say(line)

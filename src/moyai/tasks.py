@@ -97,8 +97,8 @@ def _check(r: Request) -> None:
         value = getattr(r, name)
         if not low <= value <= high:
             raise RequestError(f"{name} {value} is out of range; possible: {low} to {high}")
-    if r.eta and r.sampler != "euler":
-        raise RequestError(f"eta {r.eta} needs sampler euler; {r.sampler} is deterministic")
+    if r.eta and r.sampler == "heun":
+        raise RequestError(f"eta {r.eta:g} needs a sampler that adds noise; possible: euler, dpmpp_2s, dpmpp_2m")
     check_seed(r.seed)
     if r.seed + r.count > SEEDS:
         raise RequestError(f"seed {r.seed} leaves no room for {r.count} pictures; image i has seed {r.seed} + i")
@@ -187,6 +187,21 @@ def picture_recipe(model: LatentModel, r: Request, index: int | None = None) -> 
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
+
+
+def like(model: LatentModel, recipe: Mapping[str, Any]) -> tuple[Request, list[str]]:
+    """The request that a picture's recipe records, and what differs from then, a sentence each."""
+    names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch")
+    if missing := [name for name in (*names, "classes") if name not in recipe]:
+        raise RequestError(f"this picture's recipe has no {missing[0]}; it was not drawn by moyai sample")
+    made = request(model, recipe["classes"] or None, **{name: recipe[name] for name in names})
+    now = picture_recipe(model, made)
+    changes = [
+        f"{name.replace('_', ' ')} was {recipe.get(name)}, is {now[name]}"
+        for name in ("model_hash", "threads", "torch", "moyai")
+        if recipe.get(name) != now[name]
+    ]
+    return made, changes
 
 
 def process(model: LatentModel, r: Request, frames: int = 30) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -8,7 +8,7 @@ from moyai import build, log, pictures
 from moyai.checkpoints import native, tensors
 from moyai.data import report as data_report
 from moyai.data import splits
-from moyai.data.config import FolderConfig
+from moyai.data.config import Cifar10Config, DataConfig, FolderConfig, IdxConfig
 from moyai.data.locate import cache_folder
 from moyai.errors import RequestError
 from moyai.evaluation import curves, page
@@ -93,7 +93,13 @@ def _recipe_of(path: Path) -> Iterator[str]:
 
 
 def _data(path: Path) -> Iterator[str]:
-    images = build.read_data(FolderConfig(root=path.resolve()), cache_folder())
+    root = path.resolve()
+    config: DataConfig = FolderConfig(root=root)
+    if root.is_dir() and any(root.glob("train-*idx*-ubyte*")):
+        config = IdxConfig(root=root, name=root.name, download=False)
+    elif root.is_dir() and (any(root.glob("cifar-10-*")) or any(root.glob("data_batch_*"))):
+        config = Cifar10Config(root=root, download=False)
+    images = build.read_data(config, cache_folder())
     yield from data_report.lines(data_report.report(images, *splits.split(images, 0.1)))
 
 

@@ -26,7 +26,9 @@ class _Source(Config):
     validation: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.1, description="the share of the training data that no training sample enters"
     )
-    limit: Annotated[int, Field(ge=2)] | None = Field(None, description="use only the first so many samples")
+    limit: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="use only so many samples, evenly over the classes"
+    )
     bad_files: Literal["skip", "stop"] = Field(
         "skip", description="skip unreadable files (named in the data report), or stop at the first"
     )
