@@ -23,3 +23,15 @@ def real_data() -> Path:
             pytest.fail(f"{message} (CI must not skip)")
         pytest.skip(message)
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, tiny.json and run/, a finished run of the tiny recipe. It is read, never written to."""
+    import tiny
+
+    home = tmp_path_factory.mktemp("finished")
+    recipe = tiny.recipe_file(home / "tiny.json", tiny.folder(home / "data"))
+    status, said = tiny.moyai(["train", recipe, "--out", home / "run"], home / "said")
+    assert status == 0, said
+    return home

@@ -39,7 +39,8 @@ def test_shipped_recipes_load_and_are_named_after_their_file(path: Path) -> None
     if gpu:
         assert recipes.difference(recipe, recipes.load(path, gpu=True), ["prior.net", "prior.train"])
     done = resolving.resolve(recipe, MNIST)
-    assert (recipe.budget.minutes == 20) is (path.stem != "digits")
+    assert (recipe.budget.minutes is None) is (path.stem == "digits")
+    assert (recipe.budget.minutes or 0) <= 25
     assert (done.prior.train.steps is not None) is (path.stem == "digits")
 
 

@@ -146,8 +146,8 @@ def moyai(arguments: Sequence[Any], output: Path, before: Callable[[], None] = l
 
 
 def one_line(text: str) -> str:
-    """The one line of an error; fails where there is a traceback or more than that line."""
-    lines = [line for line in text.splitlines() if line]
+    """The one line of an error; fails where there is a traceback or more than that line (warnings aside)."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("warning: ")]
     assert len(lines) == 1, text
     assert lines[0].startswith("moyai: "), text
     return lines[0]

@@ -175,9 +175,7 @@ def test_a_run_goes_on_without_the_poisoned_steps(
 
 def test_after_five_in_a_row_it_stops(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    status, said = tiny.moyai(
-        ["train", recipe, "--out", out], tmp_path / "said", at_steps(set(range(6, 100)), "input")
-    )
+    status, said = tiny.moyai(["train", recipe, "--out", out], tmp_path / "said", at_steps(set(range(6, 100)), "input"))
     assert status == 4
     last = said.splitlines()[-1]
     assert last.startswith("moyai: first stage: 5 non-finite steps in a row, the last: step 10: the loss of samples [")

@@ -28,7 +28,7 @@ class KLFirstStage(Config):
     kind: Literal["kl"] = "kl"
     net: AutoencoderConfig = AutoencoderConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    train: TrainConfig = TrainConfig(learning_rate=1e-3)
+    train: TrainConfig = TrainConfig(batch=64, learning_rate=1e-3)
 
 
 FirstStageConfig = KLFirstStage

@@ -13,7 +13,7 @@ class AutoencoderConfig(Config):
     """A convolutional autoencoder: an encoder that halves the picture log2(factor) times, and its mirror image."""
 
     factor: Literal[1, 2, 4, 8, 16, 32] | None = Field(None, description="downsampling; follows from the resolution")
-    width: Positive = Field(32, description="channels at full resolution")
+    width: Positive = Field(16, description="channels at full resolution, before its multiplier")
     multipliers: tuple[Positive, ...] | None = Field(
         None, description="width of each level, first the full resolution; log2(factor) + 1 of them"
     )
@@ -29,7 +29,7 @@ class UNetConfig(Config):
     kind: Literal["unet"] = "unet"
     width: Positive = Field(64, description="channels of the first level, before its multiplier")
     multipliers: tuple[Positive, ...] | None = Field(None, description="width of each level; follows from the latents")
-    blocks: Positive = Field(2, description="residual blocks a level (one more on the way up)")
+    blocks: Positive = Field(1, description="residual blocks a level (one more on the way up)")
     attention: tuple[bool, ...] | None = Field(
         None,
         description="spatial transformers at each level (the middle always has one); all but the first where the "

@@ -95,6 +95,7 @@ def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: f
     prior = fixed_prior if fixed_prior is not None else int(max(0.0, rest) / costs.prior_step)
     first, prior = max(LEAST_STEPS, first), max(LEAST_STEPS, prior)
     seconds = {**aside, "first stage": first * costs.first_stage_step, "prior": prior * costs.prior_step}
+    seconds["validation, previews, checkpoints"] = OVERHEAD * (seconds["first stage"] + seconds["prior"])
     return Plan(first, prior, {name: round(value, 2) for name, value in seconds.items()})
 
 

@@ -203,7 +203,9 @@ class Run:
         )
         for stage in DEPENDS:
             self._check_unchanged(stage)
-        write_atomic(self.folder / "recipe.json", reading.to_json(self.recipe).encode())
+        for place in (self.folder, *(self.folder / stage for stage in DEPENDS)):  # a refused recipe leaves no trace
+            place.mkdir(exist_ok=True)
+            write_atomic(place / "recipe.json", reading.to_json(self.recipe).encode())
 
     def _measured_plan(self) -> dict[str, Any]:
         self.reporter.say(f"measuring how far {self.recipe.budget.minutes:g} minutes go")
@@ -248,8 +250,6 @@ class Run:
                     f"{self.folder}: {stage} was begun with other values; possible: the old ones, or another --out\n"
                     f"{table}"
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, reading.to_json(self.recipe).encode())
 
     # --- stages ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,169 @@
+"""Are the samples copies? Their nearest training pictures, against those of pictures the model never saw.
+
+A sample that lies near a training picture is no copy if fresh data lie as near. So the same distance is taken from
+held-out pictures to the training set, and the border is the 1st percentile of these: of samples of a model that only
+learned the distribution about 1 % are closer, of copies all (compare Meehan et al. 2020, section 3; Carlini et al.
+2023, section 4.2, who likewise judge a distance by those around it).
+
+In two spaces: an extractor's features, which see through noise, shifts and grey values, and pixels (the root of the
+mean squared difference in grey levels of 255), which no extractor can blind.
+
+**Groups.** Slices of one patient are near each other whether or not they were learned. Where groups are given, a
+held-out picture is compared with training pictures of *other* groups only; otherwise slices of a patient who is on both
+sides would make the border small and hide copies. The report also counts close samples by the group they are near to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moyai.errors import DataError
+from moyai.evaluation.metrics import pixel_source
+from moyai.evaluation.neighbours import MEMORY, nearest
+from moyai.evaluation.values import Features, Source, Value, same_source, share
+
+PERCENTILE = 1.0  # of the control's distances: the border
+WORST = 10
+
+
+@dataclass(frozen=True)
+class Match:
+    """A sample and the training picture it is nearest to, by number."""
+
+    sample: int
+    training: int
+    distance: float
+    group: int | None = None  # of the training picture
+
+
+@dataclass(frozen=True, eq=False)
+class Memorization:
+    """What one space says.
+
+    `distances` and `neighbours` (N,) of each sample to its nearest training picture; `control` (M,) of each held-out
+    picture; `border` the 1st percentile of the control; `close` the share of samples that are not farther than it
+    (expected: 0.01); `worst` the ten nearest, nearest first; `by_group` how many close samples each group of the
+    training set has, most first (empty without groups).
+    """
+
+    distances: Tensor
+    neighbours: Tensor
+    control: Tensor
+    border: float
+    close: Value
+    worst: tuple[Match, ...]
+    by_group: dict[int, int]
+
+    @property
+    def flagged(self) -> Tensor:
+        """The numbers of the close samples, nearest first."""
+        order = self.distances.argsort(stable=True)
+        return order[self.distances[order] <= self.border]
+
+
+def in_features(
+    samples: Features,
+    training: Features,
+    held_out: Features,
+    *,
+    groups: np.ndarray | None = None,
+    held_out_groups: np.ndarray | None = None,
+    memory: int = MEMORY,
+) -> Memorization:
+    """The report in an extractor's features; groups: (training,) and (held out,) int64, both or neither."""
+    same_source(samples.source, training.source)
+    same_source(samples.source, held_out.source)
+    rows = (samples.values, training.values, held_out.values)
+    return _report(*rows, samples.source, (groups, held_out_groups), memory)
+
+
+def in_pixels(
+    samples: np.ndarray,
+    training: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    held_out_groups: np.ndarray | None = None,
+    memory: int = MEMORY,
+) -> Memorization:
+    """The report in pixels, (N, C, H, W) uint8 or uint16 each, distances in grey levels of 255."""
+    source = pixel_source(samples)
+    for others in (training, held_out):
+        same_source(source, pixel_source(others))
+    scale = 255 / float(np.iinfo(samples.dtype).max) / source.dimensions**0.5
+    rows = [torch.from_numpy(np.asarray(part)).flatten(1).float() * scale for part in (samples, training, held_out)]
+    return _report(rows[0], rows[1], rows[2], source, (groups, held_out_groups), memory)
+
+
+def _report(
+    samples: Tensor,
+    training: Tensor,
+    held_out: Tensor,
+    source: Source,
+    groups: tuple[np.ndarray | None, np.ndarray | None],
+    memory: int,
+) -> Memorization:
+    mine, theirs = _checked(groups, len(training), len(held_out))
+    distances, neighbours = (found[:, 0] for found in nearest(samples, training, memory=memory))
+    control = nearest(held_out, training, query_groups=theirs, point_groups=mine, memory=memory)[0][:, 0]
+    if bool(control.isinf().any()):
+        raise DataError("held-out pictures have no training picture of another group to be compared with")
+    border = float(np.percentile(control.numpy(), PERCENTILE))
+    close = distances <= border
+    value = share(
+        "share closer than the control's 1st percentile",
+        int(close.sum()),
+        len(samples),
+        reference=len(training),
+        source=source,
+        biased=True,
+        warning=_warning(len(held_out), border),
+    )
+    return Memorization(
+        distances,
+        neighbours,
+        control,
+        border,
+        value,
+        tuple(_worst(distances, neighbours, mine)),
+        {} if mine is None else _by_group(mine[neighbours[close]]),
+    )
+
+
+def _checked(
+    groups: tuple[np.ndarray | None, np.ndarray | None], training: int, held_out: int
+) -> tuple[Tensor | None, Tensor | None]:
+    mine, theirs = groups
+    if mine is None and theirs is None:
+        return None, None
+    if mine is None or theirs is None:
+        raise DataError("groups are given of the training pictures or of the held-out ones only; both are needed")
+    if len(mine) != training or len(theirs) != held_out:
+        raise DataError(f"{len(mine)} and {len(theirs)} groups for {training} training and {held_out} held-out pictures")
+    return torch.from_numpy(np.asarray(mine, np.int64)), torch.from_numpy(np.asarray(theirs, np.int64))
+
+
+def _worst(distances: Tensor, neighbours: Tensor, groups: Tensor | None) -> Sequence[Match]:
+    found = []
+    for sample in distances.argsort(stable=True)[:WORST].tolist():
+        training = int(neighbours[sample])
+        group = None if groups is None else int(groups[training])
+        found.append(Match(sample, training, float(distances[sample]), group))
+    return found
+
+
+def _by_group(found: Tensor) -> dict[int, int]:
+    groups, counts = np.unique(found.numpy(), return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {int(groups[i]): int(counts[i]) for i in order}
+
+
+def _warning(held_out: int, border: float) -> str:
+    if held_out < 100:
+        return f"the 1st percentile of {held_out} held-out pictures is about their least distance; take 100 or more"
+    if border == 0:
+        return "1 % of the held-out pictures or more are themselves copies of training pictures"
+    return ""

@@ -1,0 +1,120 @@
+"""A budget in minutes: how it is split, that it is written once, and that what it prints repeats the run."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from moyai import build
+from moyai.recipe import resolve
+from moyai.recipe.resolve import DataFacts
+from moyai.training import budget
+from moyai.training.budget import Costs
+
+COSTS = Costs(first_stage_step=0.1, prior_step=0.2, encode=0.01, sampler_forward=0.5, decode=0.1)
+
+
+def planned(minutes: float = 10.0, costs: Costs = COSTS, **changes: object) -> budget.Plan:
+    none = {
+        "first_stage.train": {"batch": 8},
+        "prior.train": {"batch": 8},
+        "budget": {"minutes": minutes, "first_stage": 0.35},
+    }
+    recipe = tiny.recipe(Path("x"), {**none, **changes})
+    return budget.plan(recipe, costs, pictures=1000, flips=False, elapsed=20.0, forwards=40)
+
+
+def test_the_split_sums_up() -> None:
+    plan = planned()
+    # 600 s: 20 spent, 10 to encode, 25 to sample, 24 of margin; the rest covers training and its overhead.
+    assert plan.seconds["spent before training"] == 20
+    assert plan.seconds["encoding"] == 10
+    assert plan.seconds["samples and report"] == 25
+    assert plan.seconds["margin"] == 24
+    training = plan.seconds["first stage"] + plan.seconds["prior"]
+    assert training * (1 + budget.OVERHEAD) == pytest.approx(600 - 79, abs=0.5)
+    assert sum(plan.seconds.values()) == pytest.approx(600, abs=0.5)
+    assert plan.seconds["first stage"] / training == pytest.approx(0.35, abs=0.001)
+    assert (plan.first_stage, plan.prior) == (round(0.35 * 521 / 1.06 / 0.1 - 0.5), int(0.65 * 521 / 1.06 / 0.2))
+
+
+def test_shares_and_fixed_parts() -> None:
+    assert planned(**{"budget.first_stage": 0.7}).first_stage == int(0.7 * 521 / 1.06 / 0.1)
+    fixed = planned(**{"first_stage.train": {"batch": 8, "steps": 1000}})
+    assert fixed.first_stage == 1000
+    assert fixed.prior == int((521 / 1.06 - 100) / 0.2)
+    fixed = planned(**{"prior.train": {"batch": 8, "steps": 1000}})
+    assert fixed.prior == 1000
+    assert fixed.first_stage == int((521 / 1.06 - 200) / 0.1)
+    assert planned(minutes=0.1).overrides() == "first_stage.train.steps=20 prior.train.steps=20"
+
+
+def test_twice_the_minutes_or_half_the_cost_give_more_steps() -> None:
+    slow, long = planned(), planned(minutes=20)
+    fast = planned(costs=Costs(0.05, 0.1, 0.01, 0.5, 0.1))
+    assert fast.first_stage == pytest.approx(2 * slow.first_stage, abs=1)
+    assert long.prior > 2 * slow.prior
+
+
+def test_measuring_leaves_nothing_behind() -> None:
+    from training.test_resume import image_set
+
+    facts = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES)
+    recipe = resolve.resolve(tiny.recipe(Path("x")), facts)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    costs = budget.measure(recipe, facts, image_set(30), torch.device("cpu"), seconds=0.01)
+    assert torch.equal(torch.rand(3), expected)
+    assert min(costs.__dict__.values()) > 0
+    one, two = (build.autoencoder(recipe, facts) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+# A whole run -----------------------------------------------------------------------------------------------------
+
+
+def costing(first: float, prior: float) -> Callable[[], None]:
+    def arrange() -> None:
+        budget.measure = lambda *arguments, **options: Costs(first, prior, 1e-4, 1e-3, 1e-3)  # type: ignore[assignment]
+
+    return arrange
+
+
+def never_measured() -> None:
+    def refuse(*arguments: object, **options: object) -> Costs:
+        raise AssertionError("the clock is asked again")
+
+    budget.measure = refuse  # type: ignore[assignment]
+
+
+def test_the_plan_is_written_once_and_its_overrides_repeat_the_run(tmp_path: Path) -> None:
+    open_ended = {name: {k: v for k, v in tiny.QUICK.items() if k != "steps"} for name in ("first_stage", "prior")}
+    changes = {f"{name}.train": train for name, train in open_ended.items()}
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"), changes)
+    words = ["train", recipe, "budget.minutes=0.5"]
+    status, said = tiny.moyai([*words, "--out", tmp_path / "a"], tmp_path / "said", costing(0.25, 0.5))
+    assert status == 0, said
+    plan = json.loads((tmp_path / "a" / "plan.json").read_text())
+    assert f"the budget comes to {plan['overrides']}" in said
+    assert 20 <= plan["first_stage"] < 40
+    # Again: the plan stands, whatever the clock would say now, and so does all that was made.
+    status, said = tiny.moyai([*words, "--out", tmp_path / "a"], tmp_path / "said", never_measured)
+    assert status == 0, said
+    assert json.loads((tmp_path / "a" / "plan.json").read_text()) == plan
+    # The overrides, without the budget, are the same run.
+    repeat = ["train", recipe, *shlex.split(plan["overrides"]), "--out", tmp_path / "b"]
+    status, said = tiny.moyai(repeat, tmp_path / "said", never_measured)
+    assert status == 0, said
+    assert tiny.differences(tiny.outcome(tmp_path / "a"), tiny.outcome(tmp_path / "b")) == []
+    # Another budget for a run that has begun is refused.
+    status, said = tiny.moyai(
+        ["train", recipe, "budget.minutes=9", "--out", tmp_path / "a", "--quiet"], tmp_path / "said", never_measured
+    )
+    assert status == 2
+    assert "was planned for 0.5 minutes, not 9; possible: the old budget" in tiny.one_line(said)
+    assert plan["overrides"] in said
