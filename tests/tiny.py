@@ -19,6 +19,7 @@ from PIL import Image
 from moyai import cli, log
 from moyai.checkpoints import native
 from moyai.files import canonical_json
+from moyai.pictures import read_recipe as read_recipe
 from moyai.recipe import reading
 from moyai.recipe.model import Recipe
 from moyai.training import run as _run  # noqa: F401

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"moyai {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_sample, _add_inspect, _add_check, _add_recipe):
+    for add in (_add_train, _add_sample, _add_evaluate, _add_inspect, _add_check, _add_recipe):
         add(commands)
     return parser
 
@@ -100,6 +100,17 @@ def _add_sample(commands: Any) -> None:
     p.add_argument("--gif", type=Path, default=None, help="also the way from noise to pictures, as a .gif")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--quiet", action="store_true", help="only warnings")
+
+
+def _add_evaluate(commands: Any) -> None:
+    p = _command(commands, "evaluate", "Judge a run's samples and first stage beside held-out pictures.", _evaluate)
+    p.add_argument("path", metavar="RUN", type=Path, help="a folder that `moyai train` made")
+    p.add_argument("--n", type=int, default=2000, help="samples to draw, over all classes")
+    p.add_argument("--seed", type=int, default=1_000_000, help="of the first sample")
+    p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
+    p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
+    p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
+    p.add_argument("--quiet", action="store_true", help="only warnings and the table")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -169,6 +180,18 @@ def _sample(o: argparse.Namespace) -> int:
         images = tasks.collect(model, request, lambda done, total: reporter.progress("sampling", done, total))
         for line in outputs.write(model, request, images, o.out, o.gif):
             reporter.say(line)
+    return 0
+
+
+def _evaluate(o: argparse.Namespace) -> int:
+    from moyai.commands.evaluate import evaluate
+    from moyai.nets.precision import keep_memory
+
+    keep_memory()
+    settings = {name: getattr(o, name) for name in ("steps", "sampler", "guidance")}
+    with console.reporter(quiet=o.quiet) as reporter:
+        for line in evaluate(o.path, reporter, count=o.n, seed=o.seed, **settings, batch=80):
+            console.result(line)
     return 0
 
 

@@ -82,6 +82,7 @@ def request(model: LatentModel, classes: Sequence[str | int] | None = None, **se
 
 
 def _check(r: Request) -> None:
+    _check_types(r)
     if r.sampler not in SAMPLERS:
         raise RequestError(f"sampler {r.sampler!r} is unknown; {choices(r.sampler, SAMPLERS)}")
     if r.grid not in GRIDS:
@@ -102,6 +103,21 @@ def _check(r: Request) -> None:
     check_seed(r.seed)
     if r.seed + r.count > SEEDS:
         raise RequestError(f"seed {r.seed} leaves no room for {r.count} pictures; image i has seed {r.seed} + i")
+
+
+def _check_types(r: Request) -> None:
+    """What a picture's own recipe says may be anything."""
+    whole = (int, np.integer)
+    kinds: tuple[tuple[str, tuple[type, ...], tuple[str, ...]], ...] = (
+        ("whole number", whole, ("n", "seed", "steps", "batch")),
+        ("number", (*whole, float, np.floating), ("guidance", "eta")),
+        ("name", (str,), ("sampler", "grid")),
+    )
+    for what, types, names in kinds:
+        for name in names:
+            value = getattr(r, name)
+            if isinstance(value, bool) or not isinstance(value, types):
+                raise RequestError(f"{name} is {value!r}, which is no {what}")
 
 
 @torch.no_grad()
@@ -194,6 +210,8 @@ def like(model: LatentModel, recipe: Mapping[str, Any]) -> tuple[Request, list[s
     names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch")
     if missing := [name for name in (*names, "classes") if name not in recipe]:
         raise RequestError(f"this picture's recipe has no {missing[0]}; it was not drawn by moyai sample")
+    if not isinstance(recipe["classes"], list | tuple) or not all(type(c) is int for c in recipe["classes"]):
+        raise RequestError(f"this picture's recipe names the classes {recipe['classes']!r}, which are no class numbers")
     made = request(model, recipe["classes"] or None, **{name: recipe[name] for name in names})
     now = picture_recipe(model, made)
     changes = [

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from moyai import build
 from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts

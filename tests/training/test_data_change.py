@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
-from training.test_signals import signalled
 
+import tiny
 from moyai.checkpoints import native
 from moyai.training.stages import PriorTraining
+from training.test_signals import signalled
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import tiny
 from checkpoints.forked import die
-
 from moyai.checkpoints import native
 from moyai.data import latents
 from moyai.training import run as run_module

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tiny
 from moyai import cli
 from moyai.batch import Batch
 from moyai.firststage.codec import LatentCodec

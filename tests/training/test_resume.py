@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from checkpoints.forked import in_child
 
+import tiny
+from checkpoints.forked import in_child
 from moyai import build, console
 from moyai.data.images import ImageSet, SourceFile
 from moyai.data.latents import FLIPPED, PLAIN, LatentCache

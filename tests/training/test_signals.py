@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from moyai import cli
 from moyai.checkpoints import native
 from moyai.data import latents

@@ -15,7 +15,9 @@ averages over k disjoint blocks of N/k samples for k = 1, 2, ...: each point of 
 one weighted covariance. Features are multiplied by T^1/2 beforehand, so a replicate costs one product of matrices and
 one `eigvalsh`. Replicates are biased once more by about b/N, so their spread around *their own mean* is laid around
 the value (Efron and Tibshirani 1993, ch. 10 and 13): the interval of `value` covers the expectation of (1) at this
-count, that of `infinity` covers F. Both take the reference as given.
+count, that of `infinity` covers F. Both take the reference as given. In simulation they cover at 0.92 to 0.98 of 0.95;
+where F is 0, a minimum, the replicates spread twice too much and the intervals are too wide. `infinity` is not held
+above 0: of equal distributions it lies around it.
 """
 
 from collections.abc import Iterable
@@ -188,9 +190,7 @@ def _spread(drawn: list[float]) -> tuple[float | None, float | None]:
     return -float(high), -float(low)
 
 
-def _extrapolated(
-    weighted: _Weighted, count: int, dimensions: int, value: float, seed: int
-) -> tuple[list[int], float]:
+def _extrapolated(weighted: _Weighted, count: int, dimensions: int, value: float, seed: int) -> tuple[list[int], float]:
     """The sizes of the blocks, and where the line through the mean distances at these sizes meets 1/N = 0."""
     smallest = min(count // 2, max(count // BLOCKS, 2 * dimensions, 2))
     order = torch.from_numpy(generator(seed, "extrapolation").permutation(count))
@@ -227,5 +227,7 @@ def _curved(sizes: list[int], dimensions: int) -> str:
     if len(sizes) < 2:
         return f"{sizes[0]} samples are too few to extrapolate from"
     if sizes[-1] < 2 * dimensions:
-        return f"extrapolated from blocks of {sizes[-1]} samples for {dimensions} features, where bias is no line in 1/N"
+        return (
+            f"extrapolated from blocks of {sizes[-1]} samples for {dimensions} features, where bias is no line in 1/N"
+        )
     return ""

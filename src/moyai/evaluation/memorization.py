@@ -94,8 +94,8 @@ def in_pixels(
     for others in (training, held_out):
         same_source(source, pixel_source(others))
     scale = 255 / float(np.iinfo(samples.dtype).max) / source.dimensions**0.5
-    rows = [torch.from_numpy(np.asarray(part)).flatten(1).float() * scale for part in (samples, training, held_out)]
-    return _report(rows[0], rows[1], rows[2], source, (groups, held_out_groups), memory)
+    rows = [torch.from_numpy(np.asarray(part)).flatten(1) for part in (samples, training, held_out)]
+    return _report(rows[0], rows[1], rows[2], source, (groups, held_out_groups), memory, scale)
 
 
 def _report(
@@ -105,10 +105,12 @@ def _report(
     source: Source,
     groups: tuple[np.ndarray | None, np.ndarray | None],
     memory: int,
+    scale: float = 1.0,
 ) -> Memorization:
     mine, theirs = _checked(groups, len(training), len(held_out))
     distances, neighbours = (found[:, 0] for found in nearest(samples, training, memory=memory))
     control = nearest(held_out, training, query_groups=theirs, point_groups=mine, memory=memory)[0][:, 0]
+    distances, control = distances * scale, control * scale
     if bool(control.isinf().any()):
         raise DataError("held-out pictures have no training picture of another group to be compared with")
     border = float(np.percentile(control.numpy(), PERCENTILE))
@@ -142,7 +144,9 @@ def _checked(
     if mine is None or theirs is None:
         raise DataError("groups are given of the training pictures or of the held-out ones only; both are needed")
     if len(mine) != training or len(theirs) != held_out:
-        raise DataError(f"{len(mine)} and {len(theirs)} groups for {training} training and {held_out} held-out pictures")
+        raise DataError(
+            f"{len(mine)} and {len(theirs)} groups for {training} training and {held_out} held-out pictures"
+        )
     return torch.from_numpy(np.asarray(mine, np.int64)), torch.from_numpy(np.asarray(theirs, np.int64))
 
 

@@ -92,9 +92,7 @@ def class_accuracy(samples: Features, asked: Tensor) -> Value:
     hits = p.argmax(1) == asked
     absent = sorted(set(range(p.shape[1])) - set(asked.tolist()))
     warning = f"no sample of class {', '.join(map(str, absent))} was judged" if absent else ""
-    return share(
-        "class accuracy", int(hits.sum()), len(samples), reference=0, source=samples.source, warning=warning
-    )
+    return share("class accuracy", int(hits.sum()), len(samples), reference=0, source=samples.source, warning=warning)
 
 
 def accuracy_by_class(samples: Features, asked: Tensor) -> dict[int, Value]:
@@ -177,7 +175,7 @@ def sliced_wasserstein(
 
         SW = sqrt(mean over unit directions u of W2(u . x, u . y)^2),      W2 in one dimension by sorting
 
-    In grey levels of 255: adding 3 to every pixel gives 3 on average over directions. The error is that of the
+    In grey levels of 255: adding 3 to every pixel gives 3. The error is that of the
     directions drawn; at few samples SW is far from 0 also between two halves of the data, so read it beside its floor.
     """
     source = pixel_source(samples)
@@ -191,7 +189,7 @@ def sliced_wasserstein(
         drawn = np.stack([generator(seed, "directions", i).standard_normal(d) for i in rows])  # (L, d)
         unit = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
         squares.append(_w2_squared(_projected(samples, unit), _projected(reference, unit)))
-    each = torch.cat(squares) * d * scale**2  # a step of 1 in every pixel is |v|^2 = d, its projection 1 on average
+    each = torch.cat(squares) * scale**2  # a step of 1 in every pixel has |v|^2 = d, and |v|^2 / d along a direction
     value = math.sqrt(float(each.mean()))
     error = float(each.std()) / math.sqrt(directions) / (2 * value) if value and directions > 1 else 0.0
     counts = len(samples), len(reference)

@@ -32,8 +32,8 @@ def squared_blocks(x: Tensor, y: Tensor, memory: int = MEMORY) -> Iterator[tuple
 
     float64; each block and the copies it is made from take at most about `memory` bytes.
     """
-    shift = y[: 1 << 14].double().mean(0)  # near the middle the subtraction loses fewest digits
     dimensions = x.shape[1]
+    shift = y[: max(1, memory // (16 * dimensions))].double().mean(0)  # near the middle fewest digits are lost
     side = max(1, math.isqrt(memory // 32))  # the block, and as much again for what it is made from
     side = min(side, max(1, memory // (32 * dimensions)))
     for start in range(0, len(y), side):

@@ -1,0 +1,112 @@
+"""Conditions: what is dropped, how often, and what the null knows."""
+
+import math
+
+import pytest
+import torch
+
+from moyai.conditioning.conditioner import ClassEmbedding, Conditioner, class_numbers
+from moyai.conditioning.config import ClassCondition
+from moyai.errors import RequestError
+from moyai.randomness import Draw
+
+
+def conditioner(route: str = "both", dropout: float = 0.2, classes: int = 4) -> Conditioner:
+    torch.manual_seed(0)
+    return Conditioner({"class": ClassEmbedding(ClassCondition(route=route, width=6, dropout=dropout), classes)})
+
+
+LABELS = torch.tensor([0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("route", ["vector", "context", "both"])
+def test_routes_and_widths(route: str) -> None:
+    made = conditioner(route)
+    cond = made({"class": LABELS}, 4)
+    assert (cond.vector is not None) == (route != "context") == (made.vector_width == 6)
+    assert (cond.context is not None) == (route != "vector") == (made.context_width == 6)
+    table = made.conditions["class"].embedding.weight
+    if cond.vector is not None:
+        assert torch.equal(cond.vector, table[:4])
+    if cond.context is not None:
+        assert torch.equal(cond.context, table[:4, None])
+
+
+def test_the_null_does_not_know_the_class() -> None:
+    made = conditioner()
+    null = made.null(4)
+    assert null.vector is not None
+    assert torch.equal(null.vector, made.conditions["class"].embedding.weight[4:].expand(4, -1))
+    for labels in (LABELS, LABELS.flip(0)):
+        dropped = made({"class": labels}, 4, {"class": torch.zeros(4, dtype=torch.bool)})
+        assert torch.equal(dropped.vector, null.vector)
+        assert torch.equal(dropped.context, null.context)
+    assert torch.equal(made({}, 4).vector, null.vector)  # a field that is not told
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_conditions_are_dropped_at_their_rate(rate: float) -> None:
+    made, count = conditioner(dropout=rate), 20_000
+    cond = made.dropped({"class": torch.zeros(count, dtype=torch.int64)}, Draw(0, 0, count))
+    null = made.null(1).vector
+    gone = int((cond.vector == null).all(1).sum())
+    assert abs(gone - rate * count) <= 5 * math.sqrt(count * rate * (1 - rate))  # 1 in 10^6 of a binomial
+
+
+def test_what_is_dropped_follows_from_the_draw() -> None:
+    made = conditioner(dropout=0.5)
+    labels = torch.arange(32) % 4
+    whole = made.dropped({"class": labels}, Draw(0, 5, 32)).vector
+    part = made.dropped({"class": labels[8:20]}, Draw(0, 5, 32).rows(8, 20)).vector
+    assert torch.equal(part, whole[8:20])
+    assert not torch.equal(whole, made.dropped({"class": labels}, Draw(0, 6, 32)).vector)
+
+
+def test_several_conditions_stand_side_by_side() -> None:
+    torch.manual_seed(0)
+    parts = {
+        name: ClassEmbedding(ClassCondition(field=name, route=route, width=5, dropout=0.5), 3)
+        for name, route in (("a", "both"), ("b", "vector"), ("c", "context"))
+    }
+    made = Conditioner(parts)
+    assert (made.vector_width, made.context_width, made.fields()) == (10, 5, ("a", "b", "c"))
+    fields = {name: torch.tensor([i]) for i, name in enumerate(parts)}
+    cond = made(fields, 1)
+    assert torch.equal(cond.vector[0], torch.cat([parts["a"].embedding.weight[0], parts["b"].embedding.weight[1]]))
+    assert torch.equal(cond.context[0, 1], parts["c"].embedding.weight[2])
+    many = {name: torch.zeros(4000, dtype=torch.int64) for name in parts}
+    dropped = made.dropped(many, Draw(0, 0, 4000)).vector
+    a, b = (
+        (dropped[:, :5] == parts["a"].embedding.weight[3]).all(1),
+        (dropped[:, 5:] == parts["b"].embedding.weight[3]).all(1),
+    )
+    assert abs(float((a & b).float().mean()) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 4000)  # each independently
+
+
+def test_contexts_of_other_widths_cannot_stand_together() -> None:
+    with pytest.raises(ValueError, match="must have one width"):
+        Conditioner({str(w): ClassEmbedding(ClassCondition(width=w), 3) for w in (4, 8)})
+
+
+def test_nothing_told_is_no_condition() -> None:
+    made = Conditioner({})
+    assert (len(made.null(3)), made.fields(), made.vector_width, made.context_width) == (0, (), None, None)
+
+
+NAMES = ("cat", "Dog", "dog", "3", "1", "12")
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [("cat", 0), ("CAT", 0), ("Dog", 1), ("dog", 2), ("3", 3), ("1", 4), ("0", 0), ("5", 5), (1, 1), (3, 3)],
+)
+def test_names_go_before_numbers_and_integers_are_numbers(word: str | int, number: int) -> None:
+    assert class_numbers([word], NAMES) == [number]
+
+
+@pytest.mark.parametrize("word", ["bird", "6", "-1", "²", "", 6, -1])
+def test_unknown_classes_are_refused_with_what_is_possible(word: str | int) -> None:
+    with pytest.raises(RequestError, match=rf"class '?{word}'? is unknown; (possible: cat, Dog, dog|did you mean)"):
+        class_numbers([word], NAMES)
+    with pytest.raises(RequestError, match="this model knows no classes"):
+        class_numbers([word], ())

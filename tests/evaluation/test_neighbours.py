@@ -1,0 +1,135 @@
+"""Neighbours and the measures of fidelity and variety against SciPy's distances, and prdc where it is installed."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from moyai.errors import DataError, RequestError
+from moyai.evaluation.neighbours import manifold, nearest, squared_blocks
+from moyai.evaluation.values import Features, Source
+
+TINY = 1 << 13  # bytes: forces many blocks
+
+
+def features(values: Tensor, name: str = "tiny") -> Features:
+    return Features(values.float(), Source(name, "d" * 64, values.shape[1]))
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("memory", [TINY, 1 << 28])
+def test_neighbours_are_scipys_in_any_blocks(memory: int) -> None:
+    x, y = normal(0, 70, 5) + 100, normal(1, 90, 5) + 100
+    distances, numbers = nearest(x, y, 4, memory=memory)
+    full = cdist(x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(distances.numpy(), np.sort(full, 1)[:, :4], rtol=1e-9)
+    np.testing.assert_array_equal(numbers.numpy(), np.argsort(full, 1)[:, :4])
+
+
+@pytest.mark.parametrize("memory", [TINY, 1 << 28])
+def test_in_one_set_none_is_its_own_neighbour_but_a_copy_is(memory: int) -> None:
+    x = normal(0, 70, 5)
+    x[40] = x[3]
+    distances, numbers = nearest(x, x, 2, same=True, memory=memory)
+    full = cdist(x.double().numpy(), x.double().numpy())
+    np.fill_diagonal(full, np.inf)
+    np.testing.assert_allclose(distances.numpy(), np.sort(full, 1)[:, :2], rtol=1e-9)
+    assert (numbers[3, 0], numbers[40, 0], distances[3, 0]) == (40, 3, 0)
+
+
+def test_the_bound_on_memory_holds() -> None:
+    for memory in (1 << 12, 1 << 16):
+        for rows, columns, block in squared_blocks(normal(0, 300, 3), normal(1, 200, 3), memory):
+            assert block.numel() * 8 <= memory
+            assert block.shape == (rows.stop - rows.start, columns.stop - columns.start)
+
+
+def test_groups_are_kept_apart() -> None:
+    x, y = torch.tensor([[0.0], [10.0]]), torch.tensor([[0.1], [3.0], [10.5]])
+    mine, theirs = torch.tensor([7, 8]), torch.tensor([7, 9, 8])
+    distances, numbers = nearest(x, y, query_groups=mine, point_groups=theirs)
+    assert numbers[:, 0].tolist() == [1, 1]
+    torch.testing.assert_close(distances[:, 0], torch.tensor([3.0, 7.0]).double())
+    alone, none = nearest(x[:1], y[:1], query_groups=mine[:1], point_groups=theirs[:1])
+    assert bool(alone.isinf())
+    assert int(none) == -1
+
+
+def by_scipy(fake: np.ndarray, real: np.ndarray, k: int, k_density: int) -> list[float]:
+    """The four definitions over whole matrices."""
+    own, other, cross = cdist(real, real), cdist(fake, fake), cdist(fake, real)
+    radius, wide = np.sort(own, 1)[:, k], np.sort(own, 1)[:, k_density]  # column 0 is the point itself
+    theirs = np.sort(other, 1)[:, k]
+    inside = cross <= wide
+    return [
+        (cross <= radius).any(1).mean(),
+        (cross <= theirs[:, None]).any(0).mean(),
+        inside.sum() / (k_density * len(fake)),
+        inside.any(0).mean(),
+    ]
+
+
+@pytest.mark.parametrize("memory", [TINY, 1 << 28])
+def test_manifold_is_its_definitions(memory: int) -> None:
+    x, y = normal(0, 180, 6) * 1.2, normal(1, 150, 6)
+    found = manifold(features(x), features(y), memory=memory)
+    values = [found.precision.value, found.recall.value, found.density.value, found.coverage.value]
+    assert values == pytest.approx(by_scipy(x.double().numpy(), y.double().numpy(), 3, 5), abs=1e-12)
+    assert (found.recall.count, found.recall.reference) == (180, 150)
+
+
+def test_manifold_is_prdcs() -> None:
+    prdc = pytest.importorskip("prdc")
+    x, y = normal(0, 300, 8), normal(1, 250, 8) * 1.1
+    theirs = prdc.compute_prdc(y.double().numpy(), x.double().numpy(), nearest_k=5)
+    found = manifold(features(x), features(y), k=5)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert getattr(found, name).value == pytest.approx(theirs[name], abs=1e-9)
+
+
+def test_a_set_against_itself_and_against_another_place() -> None:
+    x = features(torch.cat([normal(0, 100, 4), normal(0, 100, 4)[:30]]))  # with duplicates
+    same = manifold(x, x)
+    assert (same.precision.value, same.recall.value, same.coverage.value) == (1, 1, 1)
+    away = manifold(features(normal(1, 100, 4) + 50), x)
+    assert [v.value for v in (away.precision, away.recall, away.density, away.coverage)] == [0, 0, 0, 0]
+    assert away.precision.high is not None
+    assert away.precision.high > 0.02  # none of 100 is no proof of 0
+
+
+def test_corruptions_move_each_the_right_way() -> None:
+    x, y = normal(2, 600, 6), normal(3, 600, 6)
+    x[::2, 0] += 12
+    y[::2, 0] += 12  # two classes
+    good = manifold(features(x), features(y))
+    lost = manifold(features(torch.cat([x[1::2], normal(4, 300, 6)])), features(y))  # one class only
+    assert lost.precision.value > good.precision.value - 0.05
+    assert lost.recall.value < good.recall.value - 0.3
+    assert lost.coverage.value < good.coverage.value - 0.3
+    noisy = manifold(features(x + 2 * normal(5, 600, 6)), features(y))
+    assert noisy.precision.value < good.precision.value - 0.2
+    assert noisy.density.value < good.density.value - 0.2
+    copies = manifold(features(x[:10].repeat(60, 1)), features(y))
+    assert copies.recall.value < 0.1 < good.recall.value
+    assert copies.coverage.value < 0.3 < good.coverage.value
+
+
+def test_an_outlier_lifts_precision_but_hardly_density() -> None:
+    """Naeem et al. 2020, section 2.2: one far real point has a ball that holds everything."""
+    real, fake = normal(0, 300, 3), normal(1, 300, 3) + 6
+    outlier = torch.cat([real, torch.full((1, 3), 40.0)])
+    before, after = manifold(features(fake), features(real)), manifold(features(fake), features(outlier))
+    assert before.precision.value < 0.2
+    assert after.precision.value > 0.9
+    assert after.density.value < before.density.value + 0.25
+
+
+def test_bad_input_in_one_line() -> None:
+    with pytest.raises(DataError, match="5 neighbour.* of 3 other"):
+        manifold(features(normal(0, 9, 2)), features(normal(1, 4, 2)))
+    with pytest.raises(RequestError, match="one extractor"):
+        manifold(features(normal(0, 9, 2)), features(normal(1, 9, 2), "other"))

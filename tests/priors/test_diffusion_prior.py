@@ -1,0 +1,115 @@
+"""The prior's training loss: its formula, its randomness, and that accumulation changes rounding only."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from moyai import build
+from moyai.batch import Batch, Cond
+from moyai.conditioning.conditioner import Conditioner
+from moyai.priors.diffusion import DiffusionPrior
+from moyai.randomness import Draw
+from moyai.recipe import resolve
+from moyai.recipe.resolve import DataFacts
+from moyai.training.config import TrainConfig
+from moyai.training.state import TrainState
+from moyai.training.steps import LossOf, train_step
+
+SHAPE = (4, 4, 4)
+FACTS = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES)
+
+
+def made(kind: str = "v", **changes: object) -> tuple[DiffusionPrior, Conditioner]:
+    given = {"prior.parameterization": {"kind": kind}, "prior.train.precision": "float32", **changes}
+    recipe = resolve.resolve(tiny.recipe(Path("x"), given), FACTS)
+    conditioner = build.conditioner(recipe, FACTS)
+    prior = build.prior(recipe, conditioner, SHAPE)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in prior.parameters():  # weights that begin at zero would hide what is behind them
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return prior, conditioner
+
+
+def latents(count: int) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", ["v", "eps", "flow"])
+def test_the_loss_is_the_mean_square_of_the_network_to_its_target(kind: str) -> None:
+    prior, conditioner = made(kind)
+    z, labels, draw = latents(6), {"class": torch.tensor([0, 1, 2, 0, 1, 2])}, Draw(0, 4, 6)
+    cond = conditioner(labels, 6)
+    loss = prior.loss(z, cond, draw)
+    sigma, noise = prior.density(draw.stratified("time")), draw.normal("noise", SHAPE)
+    c = prior.denoiser.parameterization(sigma)
+    x = z + sigma.view(-1, 1, 1, 1) * noise
+    denoised = prior.denoiser(x, sigma, cond)
+    out = (denoised - c.skip.view(-1, 1, 1, 1) * x) / c.out.view(-1, 1, 1, 1)
+    s = sigma.view(-1, 1, 1, 1)
+    target = {"v": (noise - s * z) / (1 + s**2).sqrt(), "eps": noise, "flow": noise - z}[kind]
+    torch.testing.assert_close(loss, (out - target).square().flatten(1).mean(1), rtol=2e-3, atol=2e-4)
+
+
+def test_the_gradient_reaches_every_parameter() -> None:
+    prior, conditioner = made()
+    z, labels = latents(12), {"class": torch.arange(12) % 3}
+    prior.loss(z, conditioner.dropped(labels, Draw(0, 0, 12)), Draw(0, 0, 12)).sum().backward()
+    for module in (prior, conditioner):
+        without = [n for n, p in module.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
+        # Attention to a context of one entry has one possible weight: what only shapes the weight cannot matter.
+        assert [n for n in without if "cross.q." not in n and "norm2." not in n.rsplit("blocks", 1)[-1]] == []
+    rows = conditioner.conditions["class"].embedding.weight.grad
+    assert bool((rows != 0).any(1).all())  # of every class, and of the null
+
+
+def test_loss_at_a_level_is_the_loss_at_its_sigma() -> None:
+    prior, conditioner = made("flow")
+    z, cond = latents(5), conditioner.null(5)
+    draw = Draw(0, 0, 5)
+    sigma = float(prior.density(torch.tensor([0.3])))
+    assert sigma == pytest.approx(float(torch.distributions.Normal(0, 1).icdf(torch.tensor(0.3)).exp()), rel=1e-4)
+    levels = [prior.loss_at(z, cond, level, draw) for level in (0.3, 0.3, 0.7)]
+    assert torch.equal(levels[0], levels[1])
+    assert not torch.equal(levels[0], levels[2])
+    assert levels[0].shape == (5,)
+
+
+def gradients(micro: int | None) -> dict[str, Tensor]:
+    prior, conditioner = made(**{"prior.conditions": {"class": {"kind": "class", "width": 8, "dropout": 0.4}}})
+    config = TrainConfig(steps=10, batch=12, micro_batch=micro, clip=None)
+    state = TrainState.new({"prior": prior, "conditioner": conditioner}, config)
+    seen: dict[str, Tensor] = {}
+    state.optimizer.register_step_pre_hook(
+        lambda *_: seen.update({n: p.grad.clone() for n, p in state.parameters() if p.grad is not None})
+    )
+    batch = Batch(torch.arange(12), latents=None, fields={"class": torch.arange(12) % 3}, images=latents(12))
+    train_step(state, loss_of(prior, conditioner), batch, Draw(0, 0, 12, stage="prior"), 16.0)
+    return seen
+
+
+def loss_of(prior: DiffusionPrior, conditioner: Conditioner) -> LossOf:
+    def losses(batch: Batch, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.images is not None
+        return prior.loss(batch.images, conditioner.dropped(batch.fields, draw), draw), {}
+
+    return losses
+
+
+def test_accumulation_changes_rounding_only() -> None:
+    whole = gradients(None)
+    assert len(whole) > 20
+    for micro in (3, 5, 12):  # 4 micro-batches, ones of another size at the end, one
+        parts = gradients(micro)
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            scale = float(gradient.abs().max()) + 1e-12
+            assert float((parts[name] - gradient).abs().max()) <= 1e-5 * max(scale, 1e-2), (name, micro)
+
+
+def test_an_unconditional_prior_takes_no_condition() -> None:
+    prior, conditioner = made(**{"prior.conditions": {}})
+    assert prior.loss(latents(2), conditioner.null(2), Draw(0, 0, 2)).shape == (2,)
+    assert prior.loss(latents(2), Cond(), Draw(0, 0, 2)).shape == (2,)
