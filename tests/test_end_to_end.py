@@ -49,25 +49,25 @@ def test_every_file_is_there(digits: tuple[Recipe, Path]) -> None:
     assert [p for p in there if ".moyai-tmp" in p or ".staging" in p] == []
     assert reading.from_json((run / "recipe.json").read_text()).prior.train.steps == 6
     for stage in ("first_stage", "prior"):
-        steps, losses = log.series(run / stage / "log.jsonl", "train", "loss")
+        path = run / stage / "log.jsonl"
+        steps, losses = log.series(path, "train", "loss")
         assert steps == [2, 4, 6]
         assert np.isfinite(losses).all()
-        assert log.series(
-            run / stage / "log.jsonl", "validation", log.names(run / stage / "log.jsonl", "validation")[0]
-        )
+        assert len(log.names(path, "validation")) >= 3
+        for name in log.names(path, "validation"):
+            assert log.series(path, "validation", name)[0] == [3, 6]
 
 
 def test_the_report_stands_alone_and_names_every_class(digits: tuple[Recipe, Path]) -> None:
     page = (digits[1] / "report.html").read_text(encoding="utf-8")
-    outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)([^"']*)""", page) + re.findall(
-        r"@import|url\((?!data:)", page
-    )
+    outside = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)([^"']*)""", page)
+    outside += re.findall(r"@import|url\((?!data:)", page)
     assert outside == []
     assert "<script src" not in page
     shown = re.sub(r"<(style|script).*?</\1>|<[^>]+>|data:[^\"']*", " ", page, flags=re.S)
-    made = pictures.read_recipe(digits[1] / "samples" / "samples.png")
-    assert made["class_names"] == [str(i) for i in range(10)]
-    for word in ("moyai train", "Originals beside generated pictures", "prior"):
+    for number in range(10):
+        assert f">{number}</" in page
+    for word in ("moyai train", "Originals beside generated pictures", "Pictures of each class"):
         assert word in shown
 
 
@@ -112,9 +112,9 @@ def test_what_is_loaded_is_what_was_trained(digits: tuple[Recipe, Path]) -> None
     assert sheet == json.loads(json.dumps(tasks.picture_recipe(model, request)))
     images = tasks.collect(model, request)
     assert images.shape == (10, 16, 16, 1)
-    shown = np.asarray(pictures.Image.open(digits[1] / "samples" / "samples.png").convert("L"))
-    windows = np.lib.stride_tricks.sliding_window_view(shown, (16, 16))
-    assert any(np.array_equal(window, images[0, ..., 0]) for row in windows for window in row[::1])
+    again = pictures.to_image(pictures.grid(images, columns=1, row_labels=model.classes))
+    shown = pictures.Image.open(digits[1] / "samples" / "samples.png")
+    assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(again.convert("RGB")))
 
 
 def test_stages_can_be_run_one_by_one(digits: tuple[Recipe, Path], tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_colours_mirrors_flow_and_no_classes(tmp_path: Path) -> None:
         "prior.net.multipliers": [1, 2],
         "report.samples": 3,
     }
-    recipe = small({"kind": "folder", "root": str(root), "flip": True}, **changes)
+    recipe = small({"kind": "folder", "root": str(root), "flip": True, "resolution": [8, 12]}, **changes)
     run = moyai.train(recipe, out=tmp_path / "run")
     assert (run / "latents" / "train" / "flipped-std.npy").is_file()
     assert not (run / "latents" / "held-out" / "flipped-std.npy").exists()

@@ -1,6 +1,6 @@
 """The smallest runs there are, and what two of them are compared by.
 
-Children are forked (see checkpoints/forked.py): a new process for every start of a run, without another import of torch.
+Children are forked (see checkpoints/forked.py): a new process for every start of a run, and torch imported once.
 """
 
 import json
@@ -104,8 +104,7 @@ def start(function: Callable[[], int], output: Path) -> int:
         handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
         status = function()
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 1

@@ -92,7 +92,7 @@ def test_an_unfinished_or_altered_cache_is_none(damage: str, cached: tuple[Path,
     else:
         seal.write_text(json.dumps(["codec"]))
     assert not latents.sealed(folder, codec=digest, data=images.fingerprint)
-    with pytest.raises(CheckpointError, match="is not a finished latent cache|was altered"):
+    with pytest.raises(CheckpointError, match=r"is not a finished latent cache|was altered"):
         latents.read(folder, images, codec=digest)
 
 

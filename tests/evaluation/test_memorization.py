@@ -52,7 +52,8 @@ def test_copies_with_a_little_noise_are_named_in_pixels_in_grey_levels() -> None
     assert [(m.sample, m.training) for m in found.worst[:2]] == [(9, 17), (5, 222)]
     assert found.worst[0].distance == 0
     assert found.worst[1].distance == pytest.approx(3, abs=1e-6)
-    assert {5, 9} <= set(found.flagged.tolist()) and len(found.flagged) <= 8
+    assert {5, 9} <= set(found.flagged.tolist())
+    assert len(found.flagged) <= 8
     expected = np.sqrt(((samples[0].astype(float) - training.astype(float)) ** 2).mean((1, 2, 3)))
     assert float(found.distances[0]) == pytest.approx(expected.min(), abs=1e-9)
     assert int(found.neighbours[0]) == expected.argmin()

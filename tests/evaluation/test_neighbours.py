@@ -129,7 +129,7 @@ def test_an_outlier_lifts_precision_but_hardly_density() -> None:
 
 
 def test_bad_input_in_one_line() -> None:
-    with pytest.raises(DataError, match="5 neighbour.* of 3 other"):
+    with pytest.raises(DataError, match=r"5 neighbour.* of 3 other"):
         manifold(features(normal(0, 9, 2)), features(normal(1, 4, 2)))
     with pytest.raises(RequestError, match="one extractor"):
         manifold(features(normal(0, 9, 2)), features(normal(1, 9, 2), "other"))

@@ -58,3 +58,8 @@ def test_the_copy_is_a_second_one() -> None:
     live[1].running_mean.fill_(3.0)
     ema.update(average, live, 0.9)
     assert average[1].running_mean.tolist() == [3.0, 3.0]  # buffers are copied
+
+
+def test_a_module_without_parameters_has_an_average() -> None:
+    live = nn.Identity()
+    ema.update(ema.copy_of(live), live, 0.5)

@@ -74,10 +74,12 @@ def applied(poison: str) -> list[str]:
     train_step(state, squares(state), batch_of(), Draw(0, 0, 6), 16.0)
     before = parts(state)
     arrange(state)
+    said = ""
     try:
         train_step(state, squares(state), batch_of(value), Draw(0, 1, 6), 16.0)
     except NonFiniteError as error:
-        assert str(error) == f"step 1: {message}; the step is not applied"
+        said = str(error)
+    assert said in ("", f"step 1: {message}; the step is not applied")
     assert (state.step, state.updates, state.skipped, state.in_a_row) in ((2, 1, 1, 1), (2, 2, 0, 0))
     return tiny.differences(before, parts(state))
 
@@ -196,6 +198,6 @@ def test_patience_of_one_stops_at_once(recipe: Path, tmp_path: Path) -> None:
 def test_samples_named_are_those_of_the_batch() -> None:
     index = np.array([7, 3, 11, 2, 5, 13])
     state = state_of()
+    batch = Batch(torch.from_numpy(index), batch_of(NAN).images)
     with pytest.raises(NonFiniteError, match=r"samples \[5\]"):
-        batch = Batch(torch.from_numpy(index), batch_of(NAN).images)
         train_step(state, squares(state), batch, Draw(0, 0, 6), 16.0)

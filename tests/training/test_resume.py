@@ -116,8 +116,8 @@ def trained(cell: tuple[Any, ...], folder: Path, stop: int | None = None, mutant
             try:
                 runner.run()
             except Interrupted as stopped:
-                assert (stopped.status, stage.state.step) == (143, stop)
-                return None
+                right = (stopped.status, stage.state.step) == (143, stop)
+                return None if right else {}
         return {**tiny.digests(stage.state.contents()), "log": tiny.lines(folder / "log.jsonl")}
 
     code, result = in_child(go)

@@ -1,5 +1,6 @@
 """The learning rate and the order of the samples, as functions of the step."""
 
+import itertools
 import math
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_values_of_the_decays() -> None:
     end = learning_rate(TrainConfig(steps=100, learning_rate=2.0, warmup=0.1), 100)
     assert end == pytest.approx(0.02)
     for values in (cosine, linear):
-        assert all(later < earlier for earlier, later in zip(values[10:], values[11:], strict=False))
+        assert all(later < earlier for earlier, later in itertools.pairwise(values[10:]))
 
 
 def test_a_run_of_one_step_has_a_rate() -> None:

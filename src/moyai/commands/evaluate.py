@@ -33,6 +33,7 @@ def evaluate(run: Path, reporter: Reporter, *, count: int, seed: int, **settings
     result = found.plain()
     write_json_atomic(run / "evaluation.json", result)
     yield from table(result)
+    yield f"`moyai train {run}` puts this into the report"
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
@@ -42,19 +43,9 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['samples']} samples, {facts['held out']} held-out and {facts['reference']} training pictures; "
         f"features: {facts['extractor']}"
     )
-    yield f"{'':24}" + "".join(f"{row:>22}" for row in rows)
+    yield f"{'':20}" + "".join(f"{row:>26}" for row in rows)
     for name in dict.fromkeys(n for values in rows.values() for n in values):
-        cells = [shown(values.get(name)) for values in rows.values()]
-        yield f"{name[:23]:24}" + "".join(f"{cell:>22}" for cell in cells)
+        cells = [assessment.shown(values.get(name)) for values in rows.values()]
+        yield f"{name[:19]:20}" + "".join(f"{cell:>26}" for cell in cells)
     for warning in dict.fromkeys(v["warning"] for values in rows.values() for v in values.values() if v["warning"]):
         yield f"note: {warning}"
-
-
-def shown(value: Mapping[str, Any] | None) -> str:
-    """A value with its interval or error."""
-    if value is None:
-        return ""
-    number = f"{value['value']:.4g}"
-    if value["low"] is not None:
-        return f"{number} ({value['low']:.3g}-{value['high']:.3g})"
-    return f"{number} ± {value['error']:.2g}" if value["error"] is not None else number

@@ -128,6 +128,16 @@ def assess(
     return Assessment(values, found, drawn, facts)
 
 
+def shown(value: Mapping[str, Any] | None) -> str:
+    """A value as JSON holds it, with its interval or error, for people."""
+    if value is None:
+        return ""
+    number = f"{value['value']:.4g}"
+    if value["low"] is not None:
+        return f"{number} ({value['low']:.3g} to {value['high']:.3g})"
+    return f"{number} ± {value['error']:.2g}" if value["error"] is not None else number
+
+
 def _measure(
     mine: Features, reference: Features, pixels: np.ndarray, training: np.ndarray, labels: np.ndarray | None
 ) -> dict[str, Value]:

@@ -94,7 +94,7 @@ def in_pixels(
     for others in (training, held_out):
         same_source(source, pixel_source(others))
     scale = 255 / float(np.iinfo(samples.dtype).max) / source.dimensions**0.5
-    rows = [torch.from_numpy(np.asarray(part)).flatten(1) for part in (samples, training, held_out)]
+    rows = [torch.from_numpy(np.ascontiguousarray(part)).flatten(1) for part in (samples, training, held_out)]
     return _report(rows[0], rows[1], rows[2], source, (groups, held_out_groups), memory, scale)
 
 

@@ -198,8 +198,10 @@ def sliced_wasserstein(
 
 def _projected(pixels: np.ndarray, unit: Tensor) -> Tensor:
     """Each picture along each direction, sorted: (L, N) float64."""
-    parts = [torch.from_numpy(np.asarray(pixels[i : i + 1024])).double().flatten(1) @ unit.T
-             for i in range(0, len(pixels), 1024)]  # fmt: skip
+    parts = []
+    for start in range(0, len(pixels), 1024):
+        rows = np.asarray(pixels[start : start + 1024]).astype(np.float64).reshape(-1, unit.shape[1])
+        parts.append(torch.from_numpy(rows) @ unit.T)
     return torch.cat(parts).T.contiguous().sort(dim=1).values
 
 

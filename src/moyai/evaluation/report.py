@@ -19,6 +19,8 @@ import torch
 from moyai import log, pictures, tasks
 from moyai.data.images import ImageSet, to_uint
 from moyai.evaluation import curves, page
+from moyai.evaluation.assessment import MEANING, shown
+from moyai.files import read_json
 from moyai.model import LatentModel
 from moyai.version import __version__
 
@@ -49,6 +51,7 @@ def write(material: Material, progress: Callable[[int, int], None] | None = None
         page.Section("Samples", _sample_blocks(material, samples, request, folder)),
         page.Section("First stage", _first_stage_blocks(material, folder)),
         page.Section("From noise to samples", _process_blocks(material, folder)),
+        page.Section("Evaluation", _evaluation_blocks(material.run)),
         page.Section("Training", _curve_blocks(material)),
         page.Section("Data", _data_blocks(material.data)),
         page.Section("Recipe", _recipe_blocks(material)),
@@ -163,10 +166,29 @@ def _curve_blocks(material: Material) -> list[Any]:
     return blocks
 
 
+def _evaluation_blocks(run: Path) -> list[Any]:
+    """The table of `moyai evaluate`, where it was run; a sentence for each number."""
+    if not (run / "evaluation.json").is_file():
+        return []
+    found = read_json(run / "evaluation.json")
+    rows, facts = found["rows"], found["facts"]
+    metrics = list(dict.fromkeys(name for values in rows.values() for name in values))
+    cells = [(name, *(shown(values.get(name)) for values in rows.values()), MEANING.get(name, "")) for name in metrics]
+    caption = (
+        f"{facts['samples']} samples and {facts['held out']} held-out pictures (the floor) against "
+        f"{facts['reference']} training pictures; features: {facts['extractor']}."
+    )
+    warnings = dict.fromkeys(v["warning"] for values in rows.values() for v in values.values() if v["warning"])
+    return [page.Table(("", *rows, "what it says"), tuple(cells), caption), *(page.Warning(text) for text in warnings)]
+
+
 def _data_blocks(data: dict[str, Any]) -> list[Any]:
     report = data["report"]
     plain = {key: value for key, value in report.items() if isinstance(value, str | int | float | bool)}
     blocks: list[Any] = [page.Facts({key.replace("_", " "): str(value) for key, value in plain.items()})]
+    if report["classes"]:
+        rows = tuple((c["name"], str(c["train"]), str(c["validation"])) for c in report["classes"])
+        blocks.append(page.Table(("class", "to train on", "held out"), rows, "Pictures of each class."))
     blocks += [page.Warning(text) for text in report.get("warnings", [])]
     return blocks
 

@@ -36,6 +36,7 @@ def update(average: nn.Module, live: nn.Module, beta: float) -> None:
     """average <- beta average + (1 - beta) live, buffers copied."""
     theirs = [p.detach() for p in average.parameters()]
     mine = [p.detach() for p in live.parameters()]
-    torch._foreach_lerp_(theirs, mine, 1.0 - beta)
+    if theirs:  # the conditioner of an unconditional prior has none
+        torch._foreach_lerp_(theirs, mine, 1.0 - beta)
     for target, source in zip(average.buffers(), live.buffers(), strict=True):
         target.copy_(source)

@@ -74,16 +74,19 @@ def train(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
-    """Run a recipe into `out` (`runs/<name>` when not given) and return that folder.
+    """Run a recipe into `out` (when not given: `runs/<name>`, or the run's folder where that is the recipe).
 
     recipe: a Recipe, or the path or name of a .toml; overrides: `section.key=value`. stage: only that one of STAGES.
-    Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
+    Returns the folder. Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
     """
     if stage is not None and stage not in STAGES:
         raise RequestError(f"stage {stage!r} is unknown; {choices(stage, STAGES)}")
     source = recipe.name if isinstance(recipe, Recipe) else str(recipe)
     if not isinstance(recipe, Recipe):
-        recipe = reading.load(reading.find(str(recipe)), overrides, gpu=gpu)
+        file = reading.find(str(recipe))
+        recipe = reading.load(file, overrides, gpu=gpu)
+        if out is None and file.name == "recipe.json":  # a run's own recipe: that run goes on
+            out = file.parent
     where = chosen(None if device is None else str(device))
     folder = Path(out).expanduser() if out is not None else Path("runs") / recipe.name
     _make_folder(folder)
@@ -331,6 +334,8 @@ class Run:
         model = models.load(self.folder, device=self.device)
         sections = self.recipe.model_dump(mode="json")
         key = {"prior": model.digest, "sampling": sections["sampling"], "report": sections["report"]}
+        if (self.folder / "evaluation.json").is_file():
+            key["evaluation"] = read_json(self.folder / "evaluation.json")["facts"]
         done = self.folder / "samples" / "made-of.json"
         if done.is_file() and read_json(done) == key and (self.folder / "report.html").is_file():
             self.reporter.say(f"the report is {self.folder / 'report.html'}")

@@ -1,0 +1,178 @@
+"""Our own extractors: they learn, they are functions of their arguments, and they come back from their files whole."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moyai.errors import CheckpointError, DataError, RequestError
+from moyai.evaluation import networks
+from moyai.evaluation.features import extract
+from moyai.evaluation.networks import OwnExtractor, Trained
+
+
+def patterns(count: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Stripes across, along and oblique, at any phase and brightness: pixel means tell them apart by nothing."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    y, x = np.mgrid[:side, :side]
+    directions = np.stack([y, x, x + y])[labels]  # (N, side, side)
+    waves = np.sin(2 * np.pi * (directions / 4 + rng.uniform(0, 1, (count, 1, 1))))
+    level, height = rng.uniform(80, 170, (count, 1, 1)), rng.uniform(30, 70, (count, 1, 1))
+    noisy = level + height * waves + rng.normal(0, 10, waves.shape)
+    return noisy.clip(0, 255).astype(np.uint8)[:, None], labels
+
+
+def last(steps: Iterator[Trained]) -> OwnExtractor:
+    *_, end = steps
+    assert end.extractor is not None
+    return end.extractor
+
+
+def neighbour_accuracy(extractor: OwnExtractor) -> float:
+    """How often the nearest of 90 labelled pictures, in the features, has the class of a new one."""
+    known, labels = patterns(90, 10)
+    asked, truth = patterns(90, 11)
+    distances = torch.cdist(extract(extractor, asked).values, extract(extractor, known).values)
+    return float((labels[distances.argmin(1).numpy()] == truth).mean())
+
+
+@pytest.fixture(scope="module")
+def classifier() -> OwnExtractor:
+    return last(networks.train_classifier(*patterns(300, 0), seed=1, steps=60, batch=32, held_out=patterns(90, 5)))
+
+
+def test_a_classifier_learns_and_reports_its_held_out_accuracy(classifier: OwnExtractor) -> None:
+    assert classifier.facts["accuracy"] > 0.9
+    assert classifier.source.dimensions == 128
+    assert "own classifier of 3 classes, 8 x 8 x 1, no resize" in classifier.source.name
+    pixels, labels = patterns(90, 5)
+    found = extract(classifier, pixels)
+    assert found.probabilities is not None
+    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(90))
+    accuracy = float((found.probabilities.argmax(1).numpy() == labels).mean())
+    assert classifier.facts["accuracy"] == pytest.approx(accuracy)
+
+
+def test_steps_are_told_as_they_come() -> None:
+    steps = list(networks.train_classifier(*patterns(40, 0), seed=1, steps=5, batch=8))
+    assert [s.step for s in steps] == [1, 2, 3, 4, 5, 5]
+    assert [s.extractor is None for s in steps] == [True] * 5 + [False]
+    assert all(math.isfinite(s.loss) and s.steps == 5 for s in steps)
+
+
+def test_training_is_a_function_of_its_arguments(classifier: OwnExtractor) -> None:
+    torch.manual_seed(99)  # the state of torch's own generator is nothing to it, and stays
+    before = torch.get_rng_state()
+    arguments = {"steps": 3, "batch": 16}
+    one, two, other = (
+        last(networks.train_classifier(*patterns(60, 0), seed=seed, steps=3, batch=16)).source.digest
+        for seed in (1, 1, 2)
+    )
+    assert one == two != other
+    assert torch.get_rng_state().equal(before)
+    pixels = patterns(60, 0)[0]
+    one, two = (last(networks.train_self_supervised(pixels, seed=1, **arguments)).source.digest for _ in range(2))
+    assert one == two
+
+
+def test_self_supervised_features_know_the_classes_they_never_saw() -> None:
+    extractor = last(networks.train_self_supervised(patterns(400, 0)[0], seed=1, steps=40, batch=64))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = OwnExtractor(networks.Trunk(1), None, (1, 8, 8), {})
+    assert neighbour_accuracy(extractor) > 0.9
+    assert neighbour_accuracy(extractor) > neighbour_accuracy(untrained)
+    assert extractor.probabilities(torch.zeros(1, 128)) is None
+    assert extractor.facts["views found"] > 5 / extractor.facts["among"]  # five times chance
+
+
+def test_the_contrastive_loss_is_its_formula() -> None:
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    unit = F.normalize(z, dim=1)
+    terms = []
+    for i in range(6):
+        alike = [math.exp(float(unit[i] @ unit[j]) / 0.2) for j in range(6)]
+        terms.append(-math.log(alike[(i + 3) % 6] / (sum(alike) - alike[i])))
+    assert float(networks.contrastive(z)) == pytest.approx(np.mean(terms), rel=1e-9)
+
+
+def test_views_differ_by_number_and_keep_shape() -> None:
+    images = torch.rand(5, 3, 12, 10) * 2 - 1
+    one = networks.views(images, 0, 7)
+    assert one.shape == images.shape
+    assert one.equal(networks.views(images, 0, 7))
+    assert not one.equal(networks.views(images, 0, 8))
+    assert bool(torch.isfinite(one).all())
+
+
+def test_an_extractor_comes_back_from_its_file_whole(classifier: OwnExtractor, tmp_path: Path) -> None:
+    path = networks.path_in(tmp_path, *patterns(300, 0), seed=1, steps=30)
+    networks.save(classifier, path)
+    again = networks.load(path)
+    assert again.source == classifier.source
+    assert again.facts == classifier.facts
+    pixels = patterns(20, 3)[0]
+    one, two = extract(classifier, pixels), extract(again, pixels)
+    assert one.values.equal(two.values)
+    assert one.probabilities is not None
+    assert one.probabilities.equal(two.probabilities)
+
+
+def test_where_it_is_kept_follows_from_all_it_follows_from(tmp_path: Path) -> None:
+    pixels, labels = patterns(30, 0)
+    plain = networks.path_in(tmp_path, pixels, labels, seed=1, steps=2)
+    assert plain == networks.path_in(tmp_path, pixels.copy(), labels.astype(np.int32), seed=1, steps=2)
+    others = {
+        networks.path_in(tmp_path, pixels + np.uint8(1), labels, seed=1, steps=2),
+        networks.path_in(tmp_path, pixels, labels[::-1], seed=1, steps=2),
+        networks.path_in(tmp_path, pixels, None, seed=1, steps=2),
+        networks.path_in(tmp_path, pixels, labels, seed=2, steps=2),
+        networks.path_in(tmp_path, pixels, labels, seed=1, steps=3),
+    }
+    assert len(others - {plain}) == 5
+
+
+def test_large_pictures_are_averaged_down_and_it_is_said() -> None:
+    trunk = networks.Trunk(1).eval()
+    blocks = torch.rand(1, 1, 48, 48)
+    large: Tensor = blocks.repeat_interleave(3, 2).repeat_interleave(3, 3)  # 144 x 144
+    with torch.no_grad():
+        torch.testing.assert_close(trunk(large), trunk(blocks))
+    assert "averaged over 3 x 3" in OwnExtractor(trunk, None, (1, 144, 144), {}).source.name
+
+
+def test_bad_input_in_one_line(classifier: OwnExtractor, tmp_path: Path) -> None:
+    pixels, labels = patterns(30, 0)
+
+    def refused(labels: np.ndarray, steps: int = 1) -> None:
+        last(networks.train_classifier(pixels, labels, seed=0, steps=steps))
+
+    with pytest.raises(DataError, match="class 1 of 0 to 2 has no picture"):
+        refused(np.where(labels == 1, 0, labels))
+    with pytest.raises(DataError, match="all pictures are of one class"):
+        refused(labels * 0)
+    with pytest.raises(DataError, match="30 pictures need as many labels"):
+        refused(labels[:4])
+    with pytest.raises(DataError, match="numbered from 0, not -1"):
+        refused(labels - 1)
+    with pytest.raises(RequestError, match="1 step or more, not 0"):
+        refused(labels, steps=0)
+    with pytest.raises(DataError, match=r"1 picture\(s\) are too few"):
+        last(networks.train_self_supervised(pixels[:1], seed=0, steps=1))
+    with pytest.raises(DataError, match=r"trained on pictures of 8 x 8 with 1 channel\(s\), not 8 x 8 with 3"):
+        extract(classifier, pixels.repeat(3, 1))
+    with pytest.raises(DataError, match="not 9 x 8 with 1"):
+        classifier(torch.zeros(1, 1, 9, 8))
+    other = tmp_path / "other.safetensors"
+    with pytest.raises(CheckpointError, match="is not an extractor of moyai"):
+        networks.load(other)
+    safetensors.torch.save_file({"x": torch.zeros(1)}, other)
+    with pytest.raises(CheckpointError, match="is not an extractor of moyai"):
+        networks.load(other)
