@@ -145,7 +145,7 @@ def test_a_changed_kind_takes_away_the_keys_it_does_not_have_and_keeps_the_other
         ("budget.first_stage=1", "budget.first_stage is 1; it must be a number > 0 and < 1"),
         ("gpu.seed=1", "gpu is unknown"),
         ("data.root=~no-such-user-here/x", "data.root is "),
-        ("sampling.eta=0.5", 'sampling.eta is 0.5, but "heun" adds no noise'),
+        ('sampling={sampler="heun", eta=0.5}', 'sampling.eta is 0.5, but "heun" adds no noise'),
         ("prior.train.micro_batch=999", "prior.train.micro_batch is 999, more than the batch of 128"),
         ("prior.train.warmup=1", "prior.train.warmup is 1; it must be a number >= 0 and < 1"),
         ("first_stage.net={factor=4, multipliers=[1, 2]}", "has 2 values, but factor 4 has 3 levels"),

@@ -31,9 +31,9 @@ class Request:
     n: int = 8
     classes: tuple[int, ...] = ()
     seed: int = 0
-    steps: int = 25
-    sampler: str = "heun"
-    grid: str = "uniform-time"
+    steps: int = 20
+    sampler: str = "dpmpp_2m"
+    grid: str = "karras"
     guidance: float = 1.0
     eta: float = 0.0
     batch: int = 32

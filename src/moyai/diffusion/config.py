@@ -110,14 +110,14 @@ class SamplingConfig(Config):
     """How samples are drawn unless a request says otherwise."""
 
     sampler: Literal["euler", "heun", "dpmpp_2s", "dpmpp_2m"] = Field(
-        "heun", description="heun and dpmpp_2s evaluate the network twice a step, euler and dpmpp_2m once"
+        "dpmpp_2m", description="heun and dpmpp_2s evaluate the network twice a step, euler and dpmpp_2m once"
     )
     grid: Literal["karras", "uniform-log", "uniform-time", "table"] = Field(
-        "uniform-time", description="how the noise levels of the steps are spread; table needs eps or v"
+        "karras", description="how the noise levels of the steps are spread; table needs eps or v"
     )
-    steps: Annotated[int, Field(ge=1, le=1000)] = Field(25, description="steps from noise to picture")
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="steps from noise to picture")
     eta: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="fresh noise in each step: 0 none (DDIM), 1 as DDPM; not with heun"
     )
-    guidance: Annotated[float, Field(ge=0)] = Field(2.0, description="classifier-free guidance; 1 is none")
+    guidance: Annotated[float, Field(ge=0)] = Field(1.5, description="classifier-free guidance; 1 is none")
     batch: Count = Field(32, description="pictures a forward; part of a picture's recipe")

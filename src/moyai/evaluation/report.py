@@ -133,7 +133,7 @@ def _process_blocks(material: Material, folder: Path) -> list[Any]:
         return []
     classes = range(min(PROCESS, len(model.classes)))
     settings: dict[str, Any] = {"n": 1 if classes else PROCESS, "batch": len(classes) or PROCESS, "steps": 40}
-    request = tasks.request(model, classes, sampler="euler", eta=0.0, **settings)
+    request = tasks.request(model, classes, sampler="euler", grid="uniform-time", **settings)
     noisy, predicted = tasks.process(model, request)
     labels = ("noisy", "predicted")
     frames = [
