@@ -14,8 +14,6 @@ A finished part is not repeated; the same command goes on where an earlier one w
 
 import functools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,10 @@ from moyai.checkpoints.lock import RunLock
 from moyai.console import Reporter
 from moyai.data import latents, splits
 from moyai.data import report as data_report
-from moyai.data.images import ImageSet, SourceFile, difference
+from moyai.data.images import ImageSet
 from moyai.data.locate import cache_folder
 from moyai.devices import chosen
-from moyai.errors import ConfigError, DataError, RequestError, choices
+from moyai.errors import ConfigError, RequestError, choices
 from moyai.evaluation import report
 from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
 from moyai.firststage.codec import LatentCodec, LatentStatistics
@@ -40,27 +38,11 @@ from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
 from moyai.training.loop import Runner, Stage
+from moyai.training.record import DEPENDS, Record
 from moyai.training.signals import Interrupted, Signals
 from moyai.training.stages import PREVIEW_STEPS, FirstStageTraining, PriorTraining
 
 STAGES = ("first_stage", "latents", "prior", "report")
-# What each stage's result depends on, and the keys under these that do not matter to it.
-DEPENDS = {"first_stage": ("seed", "data", "first_stage"), "prior": ("seed", "data", "first_stage", "codec", "prior")}
-FREE_KEYS = (
-    "root",
-    "name",
-    "download",
-    "bad_files",
-    "max_bad",
-    "log_every",
-    "validate_every",
-    "save_every",
-    "preview_every",
-    "keep",
-    "patience",
-    "epochs",
-    "tensorboard",
-)
 
 
 def train(
@@ -89,9 +71,9 @@ def train(
             out = file.parent
     where = chosen(None if device is None else str(device))
     folder = Path(out).expanduser() if out is not None else Path("runs") / recipe.name
-    _make_folder(folder)
+    record = Record(folder)
     with RunLock(folder, force=force), Signals() as signals:
-        run = Run(recipe, folder, reporter or console.Silent(), signals, where)
+        run = Run(recipe, record, reporter or console.Silent(), signals, where)
         run.command = report.command(source, [*overrides, *(["--gpu"] if gpu else [])])
         run.everything(stage, allow_data_change=allow_data_change)
     return folder
@@ -101,10 +83,11 @@ class Run:
     """One run folder and what is being done in it."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, reporter: Reporter, signals: Signals, device: torch.device
+        self, recipe: Recipe, record: Record, reporter: Reporter, signals: Signals, device: torch.device
     ) -> None:
-        self.recipe, self.folder, self.reporter, self.signals, self.device = recipe, folder, reporter, signals, device
-        self.command = f"moyai train {folder}"
+        self.recipe, self.record, self.reporter, self.signals, self.device = recipe, record, reporter, signals, device
+        self.folder = record.folder
+        self.command = f"moyai train {self.folder}"
         self.started = time.perf_counter()
         keep_memory()
 
@@ -114,7 +97,7 @@ class Run:
             sweep_temporaries(place)
         self._read_data(allow_data_change)
         self._plan()
-        self._record_data()
+        self.record.keep_data(self.data, self.change)
         todo = {
             "first_stage": self._first_stage,
             "latents": self._latents,
@@ -128,7 +111,7 @@ class Run:
     # --- data ------------------------------------------------------------------------------------------------------
 
     def _read_data(self, allow_change: bool) -> None:
-        with self._timed("data"):
+        with self.record.timed("data"):
             images = build.read_data(self.recipe.data, cache_folder(), self._progress)
             self.train_index, self.held_out_index = splits.split(images, self.recipe.data.validation)
         self.train, self.held_out = images.subset(self.train_index), images.subset(self.held_out_index)
@@ -141,7 +124,9 @@ class Run:
             count=self.train.count,
             classes=images.classes,
         )
-        self._check_fingerprint(images, allow_change)
+        self.change = self.record.data_change(images, allowed=allow_change)
+        if self.change:
+            self.reporter.warn(f"the data have changed since this run was begun: {self.change}")
         found = data_report.report(images, self.train_index, self.held_out_index)
         self.data = {
             "facts": self.facts.model_dump(mode="json"),
@@ -155,31 +140,6 @@ class Run:
             self.reporter.warn(warning)
         self.recipe = resolve.resolve(self.recipe, self.facts)
 
-    def _check_fingerprint(self, images: ImageSet, allow_change: bool) -> None:
-        self.change = ""
-        path = self.folder / "data.json"
-        if not path.is_file():
-            return
-        saved = read_json(path)
-        if saved["fingerprint"] == images.fingerprint:
-            return
-        first = difference([SourceFile(*row) for row in saved["files"]], images.files) or "it is decoded differently"
-        if not allow_change:
-            raise DataError(
-                f"{self.folder} was begun with other data: {first}; possible: the data as they were, another --out, "
-                "or --allow-data-change"
-            )
-        self.reporter.warn(f"the data have changed since this run was begun: {first}")
-        self.change = f"{first}\n"
-
-    def _record_data(self) -> None:
-        """Once nothing stands against going on with these data, they are the run's."""
-        history = self.folder / "data-changes.txt"
-        if self.change:
-            before = history.read_bytes() if history.is_file() else b""
-            write_atomic(history, before + self.change.encode("utf-8", "backslashreplace"))
-        write_json_atomic(self.folder / "data.json", self.data)
-
     # --- plan ------------------------------------------------------------------------------------------------------
 
     def _plan(self) -> None:
@@ -190,7 +150,7 @@ class Run:
         if any(train.steps is None for train in stages):
             minutes = self.recipe.budget.minutes
             if self.plan and self.plan["minutes"] != minutes:
-                if self._begun("first_stage"):
+                if self.record.begun("first_stage"):
                     raise ConfigError(
                         f"{self.folder} was planned for {self.plan['minutes']:g} minutes, not {minutes:g}; "
                         f"possible: the old budget, another --out, or steps: {self.plan['overrides']}"
@@ -205,7 +165,7 @@ class Run:
             self.recipe, {"first_stage.train": trains[0].model_dump(), "prior.train": trains[1].model_dump()}
         )
         for stage in DEPENDS:
-            self._check_unchanged(stage)
+            self.record.check_unchanged(stage, self.recipe)
         for place in (self.folder, *(self.folder / stage for stage in DEPENDS)):  # a refused recipe leaves no trace
             place.mkdir(exist_ok=True)
             write_atomic(place / "recipe.json", reading.to_json(self.recipe).encode())
@@ -234,37 +194,17 @@ class Run:
             "seconds": made.seconds,
         }
 
-    def _begun(self, stage: str) -> bool:
-        return any((self.folder / stage / "checkpoints").glob("step-*")) or (self.folder / stage / "model").is_dir()
-
-    def _check_unchanged(self, stage: str) -> None:
-        """A stage goes on only as it was begun."""
-        path = self.folder / stage / "recipe.json"
-        if path.is_file() and self._begun(stage):
-            before = reading.from_json(path.read_text(encoding="utf-8"))
-            differ = [
-                row
-                for row in reading.difference(before, self.recipe, DEPENDS[stage])
-                if row[0].rsplit(".", 1)[-1] not in FREE_KEYS
-            ]
-            if differ:
-                table = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, old, new in differ)
-                raise ConfigError(
-                    f"{self.folder}: {stage} was begun with other values; possible: the old ones, or another --out\n"
-                    f"{table}"
-                )
-
     # --- stages ----------------------------------------------------------------------------------------------------
 
     def _first_stage(self) -> None:
-        if self._finished("first_stage"):
+        if self.record.finished("first_stage"):
             return
         model = build.autoencoder(self.recipe, self.facts)
         stage = FirstStageTraining(self.recipe, model, self.train, self.held_out, self.device)
         self._run(stage, {"data": self.data["fingerprint"]})
 
     def _latents(self) -> None:
-        self._needs("first_stage")
+        self.record.needs("first_stage")
         folder = self.folder / "latents"
         native.sweep(folder)
         codec, known = None, False
@@ -277,7 +217,7 @@ class Run:
             if all(done):
                 return
             known = self._prior_begun_on(codec.digest())
-        with self._timed("latents"):
+        with self.record.timed("latents"):
             if codec is None or not known:
                 first = models.read_first_stage(self.folder, self.recipe, self.facts)
                 codec = build.codec(self.recipe, self.facts, first, self.device)
@@ -317,9 +257,9 @@ class Run:
         native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})
 
     def _prior(self) -> None:
-        if self._finished("prior"):
+        if self.record.finished("prior"):
             return
-        self._needs("first_stage", "latents/statistics")
+        self.record.needs("first_stage", "latents/statistics")
         codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
         caches = [
             latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()
@@ -330,7 +270,7 @@ class Run:
         self._run(stage, {"codec": codec.digest(), "data": self.data["fingerprint"]})
 
     def _report(self) -> None:
-        self._needs("first_stage", "prior")
+        self.record.needs("first_stage", "prior")
         model = models.load(self.folder, device=self.device)
         sections = self.recipe.model_dump(mode="json")
         key = {"prior": model.digest, "sampling": sections["sampling"], "report": sections["report"]}
@@ -340,9 +280,9 @@ class Run:
         if done.is_file() and read_json(done) == key and (self.folder / "report.html").is_file():
             self.reporter.say(f"the report is {self.folder / 'report.html'}")
             return
-        with self._timed("samples and report"):
+        with self.record.timed("samples and report"):
             material = report.Material(
-                self.folder, model, self.train, self.held_out, self.data, self.plan, self._times(), self.command
+                self.folder, model, self.train, self.held_out, self.data, self.plan, self.record.times(), self.command
             )
             path = report.write(material, functools.partial(self._progress, "sampling"))
         write_json_atomic(done, key)
@@ -358,7 +298,7 @@ class Run:
             signals=self.signals,
             info=info,
         )
-        with self._timed(stage.title):
+        with self.record.timed(stage.title):
             runner.run()
 
     def _progress(self, what: str, done: int, total: int) -> None:
@@ -372,37 +312,3 @@ class Run:
 
     def _halves(self) -> tuple[tuple[str, ImageSet], tuple[str, ImageSet]]:
         return ("train", self.train), ("held-out", self.held_out)
-
-    def _finished(self, stage: str) -> bool:
-        if not (self.folder / stage / "model").is_dir():
-            return False
-        native.verify(self.folder / stage / "model")
-        return True
-
-    def _needs(self, *parts: str) -> None:
-        for part in parts:
-            found = self.folder / part
-            if not ((found / "model").is_dir() or (found / "MANIFEST.json").is_file() or self._begun(part)):
-                raise RequestError(f"{self.folder} has no {part} yet; `moyai train` without --stage makes it")
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        """Adds the seconds within to the run's record, also where they end early."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            times = self._times()
-            times[name] = times.get(name, 0.0) + time.perf_counter() - begin
-            write_json_atomic(self.folder / "times.json", times)
-
-    def _times(self) -> dict[str, float]:
-        path = self.folder / "times.json"
-        return read_json(path) if path.is_file() else {}
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another --out") from error
