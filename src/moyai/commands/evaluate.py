@@ -38,13 +38,13 @@ def evaluate(run: Path, reporter: Reporter, *, count: int, seed: int, **settings
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The values as lines of text, a column a row of the assessment."""
-    rows, facts = result["rows"], result["facts"]
+    (rows, names), facts = assessment.ordered(result), result["facts"]
     yield (
         f"{facts['samples']} samples, {facts['held out']} held-out and {facts['reference']} training pictures; "
         f"features: {facts['extractor']}"
     )
     yield f"{'':20}" + "".join(f"{row:>26}" for row in rows)
-    for name in dict.fromkeys(n for values in rows.values() for n in values):
+    for name in names:
         cells = [assessment.shown(values.get(name)) for values in rows.values()]
         yield f"{name[:19]:20}" + "".join(f"{cell:>26}" for cell in cells)
     for warning in dict.fromkeys(v["warning"] for values in rows.values() for v in values.values() if v["warning"]):

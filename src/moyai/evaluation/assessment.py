@@ -128,6 +128,13 @@ def assess(
     return Assessment(values, found, drawn, facts)
 
 
+def ordered(result: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """The rows of a result as JSON holds it, and the names of its metrics, both in the order they are read in."""
+    rows = {row: result["rows"][row] for row in ROWS if row in result["rows"]}
+    found = {name for values in rows.values() for name in values}
+    return rows, [*(name for name in MEANING if name in found), *sorted(found - set(MEANING))]
+
+
 def shown(value: Mapping[str, Any] | None) -> str:
     """A value as JSON holds it, with its interval or error, for people."""
     if value is None:

@@ -19,7 +19,7 @@ import torch
 from moyai import log, pictures, tasks
 from moyai.data.images import ImageSet, to_uint
 from moyai.evaluation import curves, page
-from moyai.evaluation.assessment import MEANING, shown
+from moyai.evaluation.assessment import MEANING, ordered, shown
 from moyai.files import read_json
 from moyai.model import LatentModel
 from moyai.version import __version__
@@ -171,8 +171,7 @@ def _evaluation_blocks(run: Path) -> list[Any]:
     if not (run / "evaluation.json").is_file():
         return []
     found = read_json(run / "evaluation.json")
-    rows, facts = found["rows"], found["facts"]
-    metrics = list(dict.fromkeys(name for values in rows.values() for name in values))
+    (rows, metrics), facts = ordered(found), found["facts"]
     cells = [(name, *(shown(values.get(name)) for values in rows.values()), MEANING.get(name, "")) for name in metrics]
     caption = (
         f"{facts['samples']} samples and {facts['held out']} held-out pictures (the floor) against "
