@@ -35,8 +35,8 @@ Density = Callable[[Tensor], Tensor]  # (B,) uniform on [0, 1) -> sigma (B,)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
-    """One value a row, (B,) or (), in the shape and dtype that multiplies `like` (B, ...) row by row."""
-    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    """One value a row, (B,) or (), in the shape, dtype and place that multiplies `like` (B, ...) row by row."""
+    return values.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
