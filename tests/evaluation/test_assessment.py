@@ -54,14 +54,17 @@ def test_copies_of_training_pictures_are_named(run: Path, monkeypatch: pytest.Mo
     request = tasks.request(model, n=4)
     judge = functools.partial(assessment.assess, model, mine, theirs, extractor, request, cache=run)
     honest = judge(progress=lambda *progress: None)
-    copies = to_uint(mine.images(np.arange(request.count)), bits=8)
+    index = np.linspace(0, mine.count - 1, request.count).astype(np.int64)
+    copies = to_uint(mine.images(index), bits=8)
     monkeypatch.setattr(tasks, "collect", lambda *request: copies)
     copied = judge(progress=lambda *progress: None)
     assert copied.memorized.close.value == 1.0
     assert len(copied.memorized.worst) == 10
-    assert all(match.sample == match.training for match in copied.memorized.worst)
+    assert all(match.training == index[match.sample] for match in copied.memorized.worst)
     assert honest.memorized.close.value < 1.0
-    assert copied.values["samples"]["fid"].value < honest.values["samples"]["fid"].value
+    # Real pictures are nearer to real ones than those of a model of 12 steps. (FID means nothing at 12 samples.)
+    measure = "sliced wasserstein"
+    assert copied.values["samples"][measure].value < honest.values["samples"][measure].value
 
 
 def test_other_data_are_refused_in_one_line(run: Path, finished_run: Path, tmp_path: Path) -> None:
