@@ -19,7 +19,7 @@ from moyai.diffusion import noise
 from moyai.diffusion.denoiser import Denoiser
 from moyai.diffusion.loss import weighting
 from moyai.diffusion.parameterization import V
-from moyai.firststage.autoencoder import KLAutoencoder
+from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.config import ObjectiveConfig
 from moyai.firststage.objective import Objective
 from moyai.nets.config import AutoencoderConfig, UNetConfig
@@ -60,7 +60,7 @@ def _stepper(state: TrainState, loss_of: LossOf, batch: Batch) -> common.Step:
 
 def first_stage(args: argparse.Namespace, precision: str) -> common.Step:
     keep_memory()
-    model = KLAutoencoder(AUTOENCODER, args.channels)
+    model = LatentAutoencoder(AUTOENCODER, args.channels)
     _compiled(model.encoder, precision)
     number_format = _compiled(model.decoder, precision)
     objective = Objective(ObjectiveConfig())

@@ -20,7 +20,7 @@ from PIL import Image
 import tiny
 from moyai import cli
 from moyai.training import budget
-from moyai.training.stages import PriorTraining
+from moyai.training.prior import PriorTraining
 
 
 def test_help_imports_no_torch() -> None:

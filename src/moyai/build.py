@@ -1,15 +1,23 @@
 """From a recipe to objects: the only file that matches on configuration types."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from moyai.conditioning.conditioner import ClassEmbedding, Conditioner
-from moyai.conditioning.config import ClassCondition
-from moyai.data import cifar, digits, folder, idx
-from moyai.data.config import Cifar10Config, DataConfig, DigitsConfig, FolderConfig, IdxConfig
+from moyai.conditioning.conditioner import ClassEmbedding, Conditioner, PositionEmbedding
+from moyai.conditioning.config import ClassCondition, ConditionConfig, PositionCondition
+from moyai.data import brain, cifar, digits, folder, idx, volumes
+from moyai.data.config import (
+    Cifar10Config,
+    DataConfig,
+    DigitsConfig,
+    FolderConfig,
+    IdxConfig,
+    NiftiConfig,
+    OasisConfig,
+)
 from moyai.data.images import ImageSet
 from moyai.diffusion import noise
 from moyai.diffusion.config import (
@@ -31,8 +39,21 @@ from moyai.diffusion.denoiser import Denoiser
 from moyai.diffusion.loss import weighting
 from moyai.diffusion.parameterization import Eps, Flow, Parameterization, V
 from moyai.errors import ConfigError
-from moyai.firststage.autoencoder import KLAutoencoder
-from moyai.firststage.codec import LatentCodec
+from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.codec import Codec, LatentCodec, PixelCodec
+from moyai.firststage.config import (
+    FirstStageConfig,
+    FSQFirstStage,
+    KLFirstStage,
+    LatentCodecConfig,
+    LearnedSimilarityConfig,
+    PixelCodecConfig,
+    VQFirstStage,
+)
+from moyai.firststage.posterior import Gaussian
+from moyai.firststage.quantization import FSQ, VectorQuantizer
+from moyai.firststage.rivalry import Rival
+from moyai.nets.discriminator import PatchDiscriminator
 from moyai.nets.precision import autocast_dtype, placed
 from moyai.nets.unet import UNet
 from moyai.priors.diffusion import Density, DiffusionPrior
@@ -54,28 +75,80 @@ def read_data(config: DataConfig, cache: Path, progress: Progress | None = None)
             return cifar.read(config, cache, progress)
         case FolderConfig():
             return folder.read(config, cache, progress)
+        case OasisConfig():
+            return brain.read(config, cache, progress)
+        case NiftiConfig():
+            return volumes.read(config, cache, progress)
 
 
-def autoencoder(recipe: Recipe, facts: DataFacts) -> KLAutoencoder:
+def autoencoder(recipe: Recipe, facts: DataFacts) -> LatentAutoencoder:
     """The first stage with its initial weights, a function of the recipe's seed."""
     with _initial_weights(recipe.seed, "first stage"):
-        return KLAutoencoder(recipe.first_stage.net, facts.channels)
+        config = recipe.first_stage
+        told = _conditions(config.conditions, facts, "first_stage")
+        return LatentAutoencoder(config.net, facts.channels, bottleneck(config), told)
 
 
-def codec(recipe: Recipe, facts: DataFacts, trained: KLAutoencoder, device: torch.device | str = "cpu") -> LatentCodec:
+def bottleneck(config: FirstStageConfig) -> nn.Module:
+    """What lies between the encoder and the decoder."""
+    match config:
+        case KLFirstStage():
+            return Gaussian(config.net.latent_channels)
+        case VQFirstStage():
+            return VectorQuantizer(config.codebook, config.net.latent_channels)
+        case FSQFirstStage():
+            return FSQ(config.grid)
+
+
+def rival(recipe: Recipe, facts: DataFacts) -> Rival | None:
+    """The first stage's discriminator with its initial weights, where the recipe has one."""
+    objective = recipe.first_stage.objective
+    if objective.adversarial is None:
+        return None
+    with _initial_weights(recipe.seed, "discriminator"):
+        told = _conditions(recipe.first_stage.conditions, facts, "first_stage")
+        width = None if told is None else told.vector_width
+        net = PatchDiscriminator(objective.adversarial.net, facts.channels, width)
+        perceptual = objective.perceptual
+        similarity = perceptual.weight if isinstance(perceptual, LearnedSimilarityConfig) else 0.0
+        return Rival(objective.adversarial, net, told, similarity=similarity)
+
+
+def codec(
+    recipe: Recipe, facts: DataFacts, trained: LatentAutoencoder | None, device: torch.device | str = "cpu"
+) -> Codec:
+    """Pixels to the prior's space and back; `trained` is the first stage, None where there is none."""
     shape = (facts.channels, facts.height, facts.width)
-    return placed(LatentCodec(trained, shape, precision=recipe.first_stage.train.precision), device)
+    match recipe.codec:
+        case PixelCodecConfig():
+            return placed(PixelCodec(shape), device)
+        case LatentCodecConfig():
+            if trained is None:
+                raise ConfigError('codec.kind is "latent", which needs a first stage')
+            return placed(LatentCodec(trained, shape, precision=recipe.first_stage.train.precision), device)
 
 
 def conditioner(recipe: Recipe, facts: DataFacts) -> Conditioner:
     with _initial_weights(recipe.seed, "conditioner"):
-        return Conditioner({n: _condition(n, c, facts) for n, c in (recipe.prior.conditions or {}).items()})
+        return _conditions(recipe.prior.conditions or {}, facts, "prior") or Conditioner({})
 
 
-def _condition(name: str, config: ClassCondition, facts: DataFacts) -> nn.Module:
-    if config.field == "class" and not facts.classes:
-        raise ConfigError(f"prior.conditions.{name} needs classes, but these data have none; possible: conditions={{}}")
-    return ClassEmbedding(config, len(facts.classes))
+def _conditions(configs: Mapping[str, ConditionConfig], facts: DataFacts, stage: str) -> Conditioner | None:
+    made = {name: _condition(f"{stage}.conditions.{name}", config, facts) for name, config in configs.items()}
+    return Conditioner(made) if made else None
+
+
+def _condition(name: str, config: ConditionConfig, facts: DataFacts) -> nn.Module:
+    match config:
+        case ClassCondition():
+            if not facts.classes:
+                raise ConfigError(f"{name} needs classes, but these data have none; possible: conditions={{}}")
+            return ClassEmbedding(config, len(facts.classes))
+        case PositionCondition():
+            if config.field not in facts.fields:
+                has = ", ".join(facts.fields) or "no field"
+                raise ConfigError(f"{name} needs the field {config.field!r}, but these data have {has}")
+            return PositionEmbedding(config)
 
 
 def net(recipe: Recipe, told: Conditioner, latent_shape: tuple[int, int, int]) -> UNet:

@@ -5,8 +5,10 @@ images = moyai.sample(model, classes=["bag"], n=4)      # (4, 28, 28, 1) uint8
 again = model.decode(model.encode(images))              # through the latents and back
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from moyai.conditioning.conditioner import Conditioner
 from moyai.data.images import to_uint
 from moyai.errors import RequestError
-from moyai.firststage.codec import LatentCodec
+from moyai.firststage.codec import Codec
 from moyai.nets.precision import placed
 from moyai.priors.diffusion import DiffusionPrior
 from moyai.recipe.model import Recipe
@@ -26,7 +28,7 @@ from moyai.recipe.resolve import DataFacts
 class LatentModel:
     """Codec, conditioner and prior, with the recipe and the facts of the data they were made for."""
 
-    codec: LatentCodec
+    codec: Codec
     conditioner: Conditioner
     prior: DiffusionPrior
     recipe: Recipe
@@ -37,7 +39,12 @@ class LatentModel:
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes that can be asked for; () where the prior is unconditional."""
-        return self.facts.classes if self.conditioner.fields() else ()
+        return self.facts.classes if "class" in self.fields else ()
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What the prior can be told of a picture."""
+        return self.conditioner.fields()
 
     @property
     def device(self) -> torch.device:
@@ -45,14 +52,16 @@ class LatentModel:
 
     def to(self, device: torch.device | str) -> "LatentModel":
         """Move everything; returns itself."""
-        for module in (self.codec, self.conditioner, self.prior):
+        modules: tuple[Any, ...] = (self.codec, self.conditioner, self.prior)
+        for module in modules:
             placed(module, device)
         return self
 
-    def encode(self, images: np.ndarray | Tensor) -> Tensor:
+    def encode(self, images: np.ndarray | Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         """Pictures to normalised latents (B, c, h, w), the posterior's mode.
 
-        images: (B, H, W, C) integers as `sample` returns them, or a float tensor (B, C, H, W) in [-1, 1].
+        images: (B, H, W, C) integers as `sample` returns them, or a float tensor (B, C, H, W) in [-1, 1]. fields: what
+        is known of each, (B, ...), where the first stage is told of it; what is absent counts as not told.
         """
         channels, height, width = self.codec.image_shape
         if isinstance(images, np.ndarray):
@@ -66,8 +75,12 @@ class LatentModel:
             raise RequestError(
                 f"this model takes pictures of {channels} channels, {height}x{width}; given {tuple(tensor.shape[1:])}"
             )
-        return self.codec.encode(tensor.to(self.device))
+        return self.codec.encode(tensor.to(self.device), self._here(fields))
 
-    def decode(self, latents: Tensor) -> np.ndarray:
+    def decode(self, latents: Tensor, fields: Mapping[str, Tensor] | None = None) -> np.ndarray:
         """Normalised latents (B, c, h, w) to pictures (B, H, W, C), uint8 (uint16 for 16-bit data)."""
-        return to_uint(self.codec.decode(latents.to(self.device)).cpu(), bits=self.facts.bits)
+        images = self.codec.decode(latents.to(self.device), self._here(fields))
+        return to_uint(images.cpu(), bits=self.facts.bits)
+
+    def _here(self, fields: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        return {name: values.to(self.device) for name, values in (fields or {}).items()}

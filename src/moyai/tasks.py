@@ -23,13 +23,19 @@ from moyai.model import LatentModel
 from moyai.randomness import SEEDS, check_seed, image_noise
 from moyai.version import __version__
 
+POSITIONS = 8  # drawn where positions are known and none is asked for
+
 
 @dataclass(frozen=True)
 class Request:
-    """Pictures to draw: `n` of each class (of the data as a whole where `classes` is empty)."""
+    """Pictures to draw: `n` of each class at each position (of the data as a whole where neither is named).
+
+    positions: of slices in their volume, in [0, 1].
+    """
 
     n: int = 8
     classes: tuple[int, ...] = ()
+    positions: tuple[float, ...] = ()
     seed: int = 0
     steps: int = 20
     sampler: str = "dpmpp_2m"
@@ -40,11 +46,22 @@ class Request:
 
     @property
     def count(self) -> int:
-        return self.n * max(1, len(self.classes))
+        return self.n * max(1, len(self.classes)) * max(1, len(self.positions))
 
     def labels(self) -> np.ndarray | None:
         """The class of each picture, (count,) int64, class by class; None where no class is asked for."""
-        return np.repeat(np.array(self.classes, dtype=np.int64), self.n) if self.classes else None
+        return self.fields().get("class")
+
+    def fields(self) -> dict[str, np.ndarray]:
+        """What each picture is asked to be, by the name of the field, (count,): class by class, in each by position."""
+        found = {}
+        if self.classes:
+            each = self.n * max(1, len(self.positions))
+            found["class"] = np.repeat(np.array(self.classes, dtype=np.int64), each)
+        if self.positions:
+            one = np.repeat(np.array(self.positions, dtype=np.float32), self.n)
+            found["position"] = np.tile(one, max(1, len(self.classes)))
+        return found
 
 
 class Progress(NamedTuple):
@@ -59,8 +76,15 @@ class Progress(NamedTuple):
     images: np.ndarray | None  # (b, H, W, C)
 
 
-def request(model: LatentModel, classes: Sequence[str | int] | None = None, **settings: Any) -> Request:
-    """A checked request; what is not given follows from the model's recipe, all classes where none is named.
+def request(
+    model: LatentModel,
+    classes: Sequence[str | int] | None = None,
+    *,
+    positions: Sequence[float] | None = None,
+    **settings: Any,
+) -> Request:
+    """A checked request; what is not given follows from the model's recipe. Where the model knows of them, all classes
+    when none is named, and eight positions over the whole range when none is given.
 
     Raises RequestError naming what was given and what is possible.
     """
@@ -76,9 +100,23 @@ def request(model: LatentModel, classes: Sequence[str | int] | None = None, **se
         numbers = class_numbers(classes, model.classes)
     else:
         numbers = list(range(len(model.classes)))
-    made = Request(classes=tuple(numbers), **values)
+    made = Request(classes=tuple(numbers), positions=_positions(model, positions), **values)
     _check(made)
     return made
+
+
+def _positions(model: LatentModel, wanted: Sequence[float] | None) -> tuple[float, ...]:
+    if "position" not in model.fields:
+        if wanted:
+            raise RequestError(f"position {wanted[0]} was asked for, but this model knows no positions")
+        return ()
+    given = [(i + 0.5) / POSITIONS for i in range(POSITIONS)] if not wanted else list(wanted)
+    for value in given:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value <= 1:
+            raise RequestError(
+                f"position {value!r} is out of range; possible: 0 to 1, the share of the volume below it"
+            )
+    return tuple(float(value) for value in given)
 
 
 def _check(r: Request) -> None:
@@ -125,16 +163,16 @@ def generate(model: LatentModel, r: Request) -> Iterator[Progress]:
     """Draw the pictures of a request, `r.batch` at a time. Closing the iterator cancels."""
     parameterization = model.prior.denoiser.parameterization
     sigmas = GRIDS[r.grid](parameterization, r.steps, 1.0)
-    labels = r.labels()
+    asked = {name: torch.from_numpy(values) for name, values in r.fields().items()}
     for first in range(0, r.count, r.batch):
         here = range(first, min(first + r.batch, r.count))
         rows = [min(i, r.count - 1) for i in range(first, first + r.batch)]  # the last forward is padded
         seeds = [r.seed + i for i in rows]
-        told = {} if labels is None else {"class": torch.from_numpy(labels[rows]).to(model.device)}
+        told = {name: values[rows].to(model.device) for name, values in asked.items()}
         denoise = guided(model.prior.denoiser, *_conditions(model, told, len(rows)), r.guidance if told else 1.0)
         x = start(image_noise(seeds, model.codec.shape()).to(model.device), parameterization, sigmas)
         for step in _walk(model, denoise, x, sigmas, seeds, r):
-            images = model.decode(step.denoised)[: len(here)] if step.index == r.steps else None
+            images = model.decode(step.denoised, told)[: len(here)] if step.index == r.steps else None
             k = len(here)
             yield Progress(here, step.index, r.steps, step.x[:k], step.denoised[:k], step.sigma, images)
 
@@ -163,6 +201,7 @@ def sample(
     model: LatentModel,
     *,
     classes: Sequence[str | int] | None = None,
+    positions: Sequence[float] | None = None,
     n: int = 8,
     seed: int = 0,
     steps: int | None = None,
@@ -170,8 +209,8 @@ def sample(
     guidance: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Draw `n` pictures of each class: (count, H, W, C) uint8, class by class."""
-    r = request(model, classes, n=n, seed=seed, steps=steps, sampler=sampler, guidance=guidance)
+    """Draw `n` pictures of each class at each position: (count, H, W, C) uint8, in that order."""
+    r = request(model, classes, positions=positions, n=n, seed=seed, steps=steps, sampler=sampler, guidance=guidance)
     return collect(model, r, progress)
 
 
@@ -187,12 +226,24 @@ def collect(model: LatentModel, r: Request, progress: Callable[[int, int], None]
     return np.concatenate(out)
 
 
+def row_names(model: LatentModel, r: Request) -> tuple[str, ...] | None:
+    """What each row of a request's pictures, `n` long, was asked to be; None where nothing was asked."""
+    fields = {name: values[:: r.n] for name, values in r.fields().items()}
+    if not fields:
+        return None
+    count = len(next(iter(fields.values())))
+    classes = [model.classes[c] for c in fields["class"]] if "class" in fields else [""] * count
+    places = [f"position {p:.2f}" for p in fields["position"]] if "position" in fields else [""] * count
+    return tuple(f"{name} {place}".strip() for name, place in zip(classes, places, strict=True))
+
+
 def picture_recipe(model: LatentModel, r: Request, index: int | None = None) -> dict[str, Any]:
     """What made the pictures: enough to make them again. With `index`, of that one picture alone."""
     settings = asdict(r)
     if index is not None:
-        labels = r.labels()
-        settings |= {"n": 1, "seed": r.seed + index, "classes": () if labels is None else (int(labels[index]),)}
+        one = {name: (values[index].item(),) for name, values in r.fields().items()}
+        asked = {"classes": one.get("class", ()), "positions": one.get("position", ())}
+        settings |= {"n": 1, "seed": r.seed + index, **asked}
     names = [model.classes[c] for c in settings["classes"]]
     return {
         "moyai": __version__,
@@ -212,7 +263,11 @@ def like(model: LatentModel, recipe: Mapping[str, Any]) -> tuple[Request, list[s
         raise RequestError(f"this picture's recipe has no {missing[0]}; it was not drawn by moyai sample")
     if not isinstance(recipe["classes"], list | tuple) or not all(type(c) is int for c in recipe["classes"]):
         raise RequestError(f"this picture's recipe names the classes {recipe['classes']!r}, which are no class numbers")
-    made = request(model, recipe["classes"] or None, **{name: recipe[name] for name in names})
+    places = recipe.get("positions", ())
+    if not isinstance(places, list | tuple):
+        raise RequestError(f"this picture's recipe names the positions {places!r}, which are no numbers")
+    settings = {name: recipe[name] for name in names}
+    made = request(model, recipe["classes"] or None, positions=places, **settings)
     now = picture_recipe(model, made)
     changes = [
         f"{name.replace('_', ' ')} was {recipe.get(name)}, is {now[name]}"
@@ -230,13 +285,14 @@ def process(model: LatentModel, r: Request, frames: int = 30) -> tuple[list[np.n
     """
     parameterization = model.prior.denoiser.parameterization
     noisy, predicted = [], []
+    told = {name: torch.from_numpy(values[: r.batch]) for name, values in r.fields().items()}
     every = max(1, r.steps // frames)
     for state in generate(model, r):
         if state.step % every == 0 or state.step in (1, state.steps):
             sigma = torch.tensor([state.sigma], device=state.x.device)
             scale = parameterization(sigma).in_.to(state.x.dtype)
-            noisy.append(model.decode(state.x * (scale if state.sigma > 0 else 1.0)))
-            predicted.append(model.decode(state.denoised))
+            noisy.append(model.decode(state.x * (scale if state.sigma > 0 else 1.0), told))
+            predicted.append(model.decode(state.denoised, told))
         if state.step == state.steps:
             break
     return noisy, predicted

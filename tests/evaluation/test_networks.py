@@ -148,6 +148,38 @@ def test_large_pictures_are_averaged_down_and_it_is_said() -> None:
     assert "averaged over 3 x 3" in OwnExtractor(trunk, None, (1, 144, 144), {}).source.name
 
 
+def test_the_perceptual_network_is_another_than_the_judge_and_learns_as_well() -> None:
+    pixels, labels = patterns(300, 0)
+    judge = last(networks.train_classifier(pixels, labels, seed=1, steps=1, batch=32))
+    one, again = (last(networks.perceptual_trunk(pixels, labels, seed=1, steps=1)) for _ in range(2))
+    assert one.source.digest == again.source.digest != judge.source.digest
+    first = "trunk.stages.0.weight"
+    apart = F.cosine_similarity(one.tensors()[first].flatten(), judge.tensors()[first].flatten(), dim=0)
+    assert float(apart.abs()) < 0.5  # not only otherwise trained: begun elsewhere
+    trained = last(networks.perceptual_trunk(pixels, labels, seed=1, steps=60))
+    assert trained.facts["accuracy"] > 0.9
+
+
+def test_the_perceptual_network_takes_any_labels_there_may_be() -> None:
+    pixels, labels = patterns(40, 0)
+    gaps = last(networks.perceptual_trunk(pixels, 5 * labels + 2, seed=1, steps=1))  # as a part of a set may have them
+    assert gaps.source.digest == last(networks.perceptual_trunk(pixels, labels, seed=1, steps=1)).source.digest
+    for none in (None, labels * 0):
+        assert "accuracy" not in last(networks.perceptual_trunk(pixels, none, seed=1, steps=1)).facts
+
+
+def test_the_perceptual_network_sees_large_pictures_in_full_detail() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 70, 40), np.uint8)
+    made = last(networks.perceptual_trunk(pixels, None, seed=1, steps=1))
+    assert made.shape == (1, 64, 40)
+    assert "no resize" in made.source.name
+    cut = networks._windows(pixels, 1)
+    tops = [[t for t in range(7) if np.array_equal(c, p[:, t : t + 64])] for c, p in zip(cut, pixels, strict=True)]
+    assert all(len(t) == 1 for t in tops)  # each is a part of its own picture
+    assert len({t[0] for t in tops}) > 3
+    assert networks._windows(pixels[:, :, :64], 1).shape == (12, 1, 64, 40)
+
+
 def test_bad_input_in_one_line(classifier: OwnExtractor, tmp_path: Path) -> None:
     pixels, labels = patterns(30, 0)
 

@@ -8,7 +8,7 @@ from torch.distributions import Normal, kl_divergence
 
 import tiny
 from moyai import build
-from moyai.firststage.autoencoder import KLAutoencoder
+from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.config import KLConfig, ObjectiveConfig
 from moyai.firststage.objective import Objective
 from moyai.firststage.posterior import DiagonalGaussian
@@ -17,7 +17,7 @@ from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts
 
 
-def autoencoder() -> KLAutoencoder:
+def autoencoder() -> LatentAutoencoder:
     """Of factor 2; it takes pictures of any size."""
     facts = DataFacts(channels=1, height=8, width=8, count=10)
     net = {**tiny.NETS["first_stage.net"], "attention": True, "factor": 2}
@@ -33,7 +33,8 @@ def pictures(*shape: int) -> torch.Tensor:
 def test_the_loss_is_its_formula(kind: str) -> None:
     x, y = pictures(3, 2, 4, 5), pictures(3, 2, 4, 5).flip(0)
     posterior = DiagonalGaussian(pictures(3, 4, 2, 2))
-    loss, parts = Objective(ObjectiveConfig(reconstruction=kind, kl=KLConfig(weight=0.25)))(x, y, posterior)
+    terms = Objective(ObjectiveConfig(reconstruction=kind, kl=KLConfig(weight=0.25)))(x, y, posterior)
+    loss, parts = terms.fidelity + terms.regularizer, terms.parts
     distance = (x - y).abs() if kind == "l1" else (x - y) ** 2
     kl = kl_divergence(Normal(posterior.mean, posterior.std), Normal(0.0, 1.0)).sum((1, 2, 3))
     torch.testing.assert_close(parts["reconstruction"], distance.sum((1, 2, 3)) / 40)
@@ -50,8 +51,8 @@ def test_the_gradient_reaches_every_parameter() -> None:
     images = pictures(4, 1, 8, 8)
     posterior = model.encode(images)
     again = model.decode(posterior.sample(Draw(0, 0, 4)), (8, 8))
-    loss, _ = Objective(ObjectiveConfig())(images, again, posterior)
-    loss.sum().backward()
+    terms = Objective(ObjectiveConfig())(images, again, posterior)
+    (terms.fidelity + terms.regularizer).sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not bool((p.grad != 0).any())]
     assert without == []
 

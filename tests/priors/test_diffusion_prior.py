@@ -82,7 +82,7 @@ def gradients(micro: int | None) -> dict[str, Tensor]:
     config = TrainConfig(steps=10, batch=12, micro_batch=micro, clip=None)
     state = TrainState.new({"prior": prior, "conditioner": conditioner}, config)
     seen: dict[str, Tensor] = {}
-    state.optimizer.register_step_pre_hook(
+    state.optimizers["modules"].register_step_pre_hook(
         lambda *_: seen.update({n: p.grad.clone() for n, p in state.parameters() if p.grad is not None})
     )
     batch = Batch(torch.arange(12), latents=None, fields={"class": torch.arange(12) % 3}, images=latents(12))

@@ -11,7 +11,7 @@ from PIL import Image
 
 import tiny
 from moyai.checkpoints import native
-from moyai.training.stages import PriorTraining
+from moyai.training.prior import PriorTraining
 from training.test_signals import signalled
 
 

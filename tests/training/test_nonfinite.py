@@ -18,8 +18,8 @@ from moyai.firststage.posterior import DiagonalGaussian
 from moyai.randomness import Draw
 from moyai.training import steps
 from moyai.training.config import TrainConfig
+from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner
-from moyai.training.stages import FirstStageTraining
 from moyai.training.state import TrainState
 from moyai.training.steps import NonFiniteError, train_step
 

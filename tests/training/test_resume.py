@@ -22,16 +22,36 @@ from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
+from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
+from moyai.training.prior import PriorTraining
 from moyai.training.schedule import Order
 from moyai.training.signals import Interrupted, Signals
-from moyai.training.stages import FirstStageTraining, PriorTraining
 from moyai.training.state import TrainState
 
 STEPS, BATCH, COUNT = 60, 6, 30
 EPOCH = COUNT // BATCH
 STOPS = (1, EPOCH - 1, EPOCH, EPOCH + 1, 7, 59)
 CELLS = [(s, p, a) for s in ("first_stage", "prior") for p in ("float32", "bfloat16") for a in (1, 3)]
+CELLS += [("gan", "float32", 3), ("gan", "bfloat16", 1), ("vq", "bfloat16", 3)]
+DISCRIMINATOR = {"net": {"width": 8, "layers": 1}, "start": float(EPOCH), "warmup": 0.1}
+MORE: dict[str, dict[str, Any]] = {  # of the first stage, beyond a plain KL autoencoder
+    "gan": {
+        "first_stage.objective": {
+            "adversarial": {**DISCRIMINATOR, "regularizer": "lecam"},
+            "kl": {"weight": 1e-3, "anneal": {"kind": "cyclical"}},
+        },
+        "first_stage.conditions": {"class": {"kind": "class", "width": 8, "dropout": 0.5}},
+    },
+    "vq": {
+        "first_stage.kind": "vq",
+        "first_stage.codebook": {"size": 16, "restart": 0.5},
+        "first_stage.objective": {
+            "adversarial": {**DISCRIMINATOR, "regularizer": "r1"},
+            "perceptual": {"kind": "discriminator"},
+        },
+    },
+}
 State = dict[str, Any]
 Mutant = Callable[[], None]
 
@@ -65,12 +85,14 @@ def make_stage(name: str, precision: str, accumulation: int, dropout: float = 0.
         "first_stage.train": train,
         "prior.train": train,
         "prior.net": {**tiny.NETS["prior.net"], "dropout": dropout},
+        **MORE.get(name, {}),
     }
     recipe = resolve.resolve(reading.parse(tiny.tree(Path("unused"), changes)), facts)
     device = torch.device("cpu")
     autoencoder = build.autoencoder(recipe, facts)
-    if name == "first_stage":
-        return FirstStageTraining(recipe, autoencoder, images, images, device), recipe
+    if name != "prior":
+        rival = build.rival(recipe, facts)
+        return FirstStageTraining(recipe, autoencoder, images, images, device, rival=rival), recipe
     codec = build.codec(recipe, facts, autoencoder)
     stored = {
         variant: {

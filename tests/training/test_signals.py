@@ -14,8 +14,9 @@ from moyai import cli
 from moyai.checkpoints import native
 from moyai.data import latents
 from moyai.training import run as run_module
+from moyai.training.first_stage import FirstStageTraining
+from moyai.training.prior import PriorTraining
 from moyai.training.signals import Signals
-from moyai.training.stages import FirstStageTraining, PriorTraining
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from moyai import build
 from moyai.checkpoints import native
 from moyai.errors import CheckpointError, RequestError
 from moyai.files import read_json
-from moyai.firststage.codec import LatentCodec
+from moyai.firststage.codec import Codec, LatentCodec
 from moyai.model import LatentModel
 from moyai.nets.precision import placed
-from moyai.recipe import reading
+from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 
@@ -70,13 +70,21 @@ def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts) -> Any:
     return model
 
 
-def read_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device | str = "cpu") -> LatentCodec:
+def untuned_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device | str = "cpu") -> Codec:
+    """The codec of a run before its statistics are known: its first stage, where it has one."""
+    first = read_first_stage(run, recipe, facts) if "first_stage" in resolve.stages(recipe) else None
+    return build.codec(recipe, facts, first, device)
+
+
+def read_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device | str = "cpu") -> Codec:
     """The codec of a run: its first stage with the statistics of its latents."""
-    codec = build.codec(recipe, facts, read_first_stage(run, recipe, facts), device)
+    codec = untuned_codec(run, recipe, facts, device)
     statistics = run / "latents" / "statistics"
     if not statistics.is_dir():
         raise RequestError(f"{run} has no latent statistics yet; `moyai train` with --stage latents measures them")
     tensors = native.read(statistics)["statistics"]
+    if not isinstance(codec, LatentCodec):
+        return codec
     return placed(codec.measured((tensors["mean"], tensors["std"])), device)
 
 

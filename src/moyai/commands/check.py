@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from moyai import build
 from moyai.data import splits
@@ -17,7 +18,8 @@ from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
 from moyai.training.loop import peak_gib
-from moyai.training.stages import parameter_count
+from moyai.training.perception import perception
+from moyai.training.state import parameter_count
 
 READ = 100
 COPIES = 5  # of every trained value: live, average, gradient and AdamW's two
@@ -31,7 +33,13 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     train, _ = splits.split(images, recipe.data.validation)
     channels, height, width = images.shape
     facts = DataFacts(
-        channels=channels, height=height, width=width, bits=images.bits, count=len(train), classes=images.classes
+        channels=channels,
+        height=height,
+        width=width,
+        bits=images.bits,
+        count=len(train),
+        classes=images.classes,
+        fields=tuple(images.fields),
     )
     kinds = f"{len(images.classes) or 'no'} classes"
     yield f"data: {channels} x {height} x {width}, {images.bits} bits, {kinds}; read {images.count}"
@@ -39,14 +47,19 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
         yield f"unreadable: {bad.name}: {bad.reason}"
     resolved = resolve.resolve(recipe, facts)
     yield from _sizes(resolved, facts)
-    costs = budget.measure(resolved, facts, images.subset(train), device)
+    costs = budget.measure(resolved, facts, images.subset(train), device, perceptual=perception(resolved, images))
+    stages = resolve.stages(resolved)
     for name, stage, seconds in (
-        ("first stage", resolved.first_stage.train, costs.first_stage_step),
+        ("first_stage", resolved.first_stage.train, costs.first_stage_step),
         ("prior", resolved.prior.train, costs.prior_step),
     ):
+        if name not in stages:
+            continue
         length = f", {stage.steps} steps take {stage.steps * seconds / 60:.1f} minutes" if stage.steps else ""
-        yield f"{name}: {stage.batch / seconds:.0f} images/s, {seconds * 1000:.0f} ms a step of {stage.batch}{length}"
-    if resolved.budget.minutes is not None and None in (resolved.first_stage.train.steps, resolved.prior.train.steps):
+        shown = name.replace("_", " ")
+        yield f"{shown}: {stage.batch / seconds:.0f} images/s, {seconds * 1000:.0f} ms a step of {stage.batch}{length}"
+    open_ended = any(getattr(resolved, stage).train.steps is None for stage in stages)
+    if resolved.budget.minutes is not None and open_ended:
         elapsed = time.perf_counter() - begun
         plan = budget.plan(resolved, costs, pictures=0, flips=resolved.data.flip, elapsed=elapsed, forwards=200)
         parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())
@@ -56,13 +69,20 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
 
 def _sizes(recipe: Recipe, facts: DataFacts) -> Iterator[str]:
     with torch.device("meta"):
-        first = build.autoencoder(recipe, facts)
         told = build.conditioner(recipe, facts)
-    factor = first.factor
-    shape = (first.channels, -(-facts.height // factor), -(-facts.width // factor))
-    with torch.device("meta"):
+        trained = build.autoencoder(recipe, facts) if "first_stage" in resolve.stages(recipe) else None
+        rival = build.rival(recipe, facts) if trained is not None else None
+        shape = build.codec(recipe, facts, trained, "meta").shape()
         net = build.net(recipe, told, shape)
-    for name, count in (("first stage", parameter_count(first)), ("prior", parameter_count(net, told))):
+    modules: dict[str, list[nn.Module | None]] = {
+        "first stage": [trained],
+        "discriminator": [rival],
+        "prior": [net, told],
+    }
+    for name, members in modules.items():
+        count = parameter_count(*(module for module in members if module is not None))
+        if not count:
+            continue
         yield f"{name}: {count:,} parameters, {count * 4 * COPIES / 2**20:.0f} MiB with average, gradient and optimiser"
     fewer = facts.channels * facts.height * facts.width / torch.Size(shape).numel()
     yield f"latents: {' x '.join(map(str, shape))}, {fewer:.1f} times fewer values"

@@ -32,13 +32,14 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
     if out.suffix.lower() == ".npz":
         _write_arrays(request, images, out)
     elif out.suffix.lower() == ".png":
-        names = [model.classes[c] for c in request.classes] or None
+        names = tasks.row_names(model, request)
         sheet = pictures.grid(images, columns=request.n if names else None, row_labels=names)
         pictures.save_png(out, sheet, tasks.picture_recipe(model, request))
     else:
         for i, image in enumerate(images):
             recipe = tasks.picture_recipe(model, request, i)
-            name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"])])
+            places = [f"{place:.3f}" for place in recipe["positions"]]
+            name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *places])
             pictures.save_png(out / f"{name}.png", image, recipe)
     yield f"{len(images)} pictures in {out}"
     if gif is not None:
@@ -53,10 +54,14 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
 
 
 def _write_arrays(request: tasks.Request, images: np.ndarray, out: Path) -> None:
-    """`images` (N, H, W, C) and `labels` (N,), -1 where no class was asked for: what evaluation suites read."""
-    labels = request.labels()
+    """`images` (N, H, W, C) and `labels` (N,), -1 where no class was asked for: what evaluation suites read; and
+    `positions` (N,) where they were asked for."""
+    fields = request.fields()
+    arrays = {"images": images, "labels": fields.get("class", np.full(len(images), -1))}
+    if "position" in fields:
+        arrays["positions"] = fields["position"]
     data = BytesIO()
-    np.savez_compressed(data, images=images, labels=np.full(len(images), -1) if labels is None else labels)
+    np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     write_atomic(out, data.getvalue())
 
 

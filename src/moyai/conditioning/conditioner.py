@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from moyai.batch import Cond
-from moyai.conditioning.config import ClassCondition
+from moyai.conditioning.config import ClassCondition, PositionCondition
 from moyai.errors import RequestError, choices
+from moyai.nets.layers import timestep_embedding
 from moyai.randomness import Draw
 
 
@@ -41,6 +42,28 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, values: Tensor, keep: Tensor) -> Cond:
         rows = self.embedding(torch.where(keep, values, torch.full_like(values, self.classes)))  # (B, width)
+        return Cond(
+            vector=rows if self.vector_width else None,
+            context=rows[:, None, :] if self.context_width else None,  # (B, 1, width)
+        )
+
+
+class PositionEmbedding(nn.Module):
+    """Sinusoids of a number in [0, 1] times `scale`, through a small network; a learned vector for the null."""
+
+    def __init__(self, config: PositionCondition) -> None:
+        super().__init__()
+        self.field, self.dropout, self.width, self.scale = config.field, config.dropout, config.width, config.scale
+        self.vector_width = config.width if config.route in ("vector", "both") else None
+        self.context_width = config.width if config.route in ("context", "both") else None
+        self.layers = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+        )
+        self.null = nn.Parameter(torch.zeros(config.width))
+
+    def forward(self, values: Tensor, keep: Tensor) -> Cond:
+        waves = timestep_embedding(values.float() * self.scale, self.width, max_period=100.0)  # wavelengths to 628
+        rows = torch.where(keep[:, None], self.layers(waves), self.null)  # (B, width)
         return Cond(
             vector=rows if self.vector_width else None,
             context=rows[:, None, :] if self.context_width else None,  # (B, 1, width)

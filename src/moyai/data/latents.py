@@ -27,7 +27,7 @@ PLAIN, FLIPPED = "plain", "flipped"
 class Encoder(Protocol):
     """What the cache needs of a codec."""
 
-    def store(self, images: Tensor) -> dict[str, Tensor]: ...
+    def store(self, images: Tensor, fields: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def build(
         for start in range(0, images.count, batch):
             index = np.arange(start, min(start + batch, images.count))
             flipped = np.ones(len(index), dtype=bool) if variant == FLIPPED else None
-            shown = images.batch(index, flipped).images
-            if shown is None:
+            shown = images.batch(index, flipped).to(device)
+            if shown.images is None:
                 raise ValueError("a data set without pictures cannot be encoded")
-            for name, rows in encoder.store(shown.to(device)).items():
+            for name, rows in encoder.store(shown.images, shown.fields).items():
                 if name not in out:
                     out[name] = _create(folder / f"{variant}-{name}.npy", (images.count, *rows.shape[1:]))
                 out[name][start : start + len(index)] = rows.cpu().numpy()

@@ -31,35 +31,12 @@ from moyai.errors import CheckpointError, DataError, RequestError
 from moyai.evaluation.features import Pixels, check_pixels, content_hash, make_folder, to_images, weights_hash
 from moyai.evaluation.values import Source
 from moyai.files import write_atomic
+from moyai.nets.trunk import LARGEST, WIDTH, Trunk
 from moyai.randomness import generator, permutation, torch_seed
 
 VERSION = 1  # counts up when the same call gives another network
-WIDTH = 16  # channels of the first stage; features are eight times as many
-LARGEST = 64  # larger sides are averaged down to at most this
 TEMPERATURE = 0.2  # of the contrastive loss
 Head = TypeVar("Head", bound=nn.Module)
-
-
-class Trunk(nn.Module):
-    """(B, C, H, W) in [-1, 1] -> (B, 8 width): four stages of two 3 x 3 convolutions, then the average over places."""
-
-    def __init__(self, channels: int, width: int = WIDTH) -> None:
-        super().__init__()
-        self.width = width
-        widths = (width, 2 * width, 4 * width, 8 * width)
-        stages: list[nn.Module] = []
-        for i, (inputs, outputs) in enumerate(zip((channels, *widths), widths, strict=False)):
-            stages += _convolution(inputs, outputs, 1 if i == 0 else 2) + _convolution(outputs, outputs, 1)
-        self.stages = nn.Sequential(*stages)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if (shrink := math.ceil(max(x.shape[2:]) / LARGEST)) > 1:
-            x = F.avg_pool2d(x, shrink, ceil_mode=True)
-        return self.stages(x).mean((2, 3))
-
-
-def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 class OwnExtractor:
@@ -176,6 +153,44 @@ def train_self_supervised(
     found = float(((one @ two.T).argmax(1).cpu() == torch.arange(len(one))).float().mean())
     facts = {"views found": found, "among": float(len(one)), "steps": steps, "seed": seed}
     yield Trained(steps, steps, value, OwnExtractor(trunk, None, tuple(pixels.shape[1:]), facts, device))
+
+
+def perceptual_trunk(
+    pixels: Pixels,
+    labels: np.ndarray | None,
+    *,
+    seed: int,
+    steps: int,
+    device: torch.device | str = "cpu",
+) -> Iterator[Trained]:
+    """Train the network whose maps a first stage's perceptual distance compares (`firststage.perceptual.own`).
+
+    It is another network than the extractor of the same seed: other initial weights, other order, other pictures held
+    out. A first stage lowers every difference that its own perceptual network can see, so in that network's features
+    its pictures look better than they are; a judge that was optimised against is no judge.
+
+    Pictures larger than 64 are not averaged down, as fine detail is what the distance is for: the network is trained on
+    one window of 64 x 64 of each. Without two classes or more it is trained without labels.
+    """
+    check_pixels(pixels)
+    apart = torch_seed(seed, "perceptual network")
+    cut = _windows(pixels, apart)
+    if labels is None or len(classes := np.unique(labels)) < 2:
+        return train_self_supervised(cut, seed=apart, steps=steps, device=device)
+    return train_classifier(cut, np.searchsorted(classes, labels), seed=apart, steps=steps, device=device)
+
+
+def _windows(pixels: Pixels, seed: int) -> Pixels:
+    """A window of at most LARGEST x LARGEST of each picture, anywhere in it; the pictures where none is larger."""
+    sides = np.array(pixels.shape[2:])
+    height, width = np.minimum(sides, LARGEST)
+    if (height, width) == tuple(sides):
+        return pixels
+    places = generator(seed, "extractor/windows").integers(0, sides - (height, width) + 1, (len(pixels), 2))
+    cut = np.empty((len(pixels), pixels.shape[1], height, width), pixels.dtype)
+    for i, (top, left) in enumerate(places):
+        cut[i] = pixels[i, :, top : top + height, left : left + width]
+    return cut
 
 
 def _projection(features: int) -> nn.Module:

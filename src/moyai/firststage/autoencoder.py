@@ -2,14 +2,19 @@
 
 Latents are `factor` times smaller on each side. Pictures whose sides are no multiple of the factor are continued at
 their right and lower edge before encoding; `decode(z, size)` cuts the surplus off again.
+
+What the latents are is the bottleneck's choice: a Gaussian, vectors of a codebook, a grid. What is known of a picture
+(its class, the place of a slice in its volume) may be told to encoder and decoder, which then need not store it.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moyai.firststage.posterior import DiagonalGaussian, Posterior
+from moyai.batch import Cond
+from moyai.firststage.posterior import Gaussian, Posterior
 from moyai.nets.autoencoder import Decoder, Encoder
 from moyai.nets.config import AutoencoderConfig
 
@@ -20,30 +25,61 @@ class Autoencoder(Protocol):
     factor: int
     channels: int  # of the latents
 
-    def encode(self, images: Tensor) -> Posterior:
+    def encode(self, images: Tensor, cond: Cond | None = None) -> Posterior:
         """(B, C, H, W) in [-1, 1] to the posterior over (B, channels, ceil(H / factor), ceil(W / factor))."""
 
-    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def quantize(self, latents: Tensor) -> Tensor:
+        """Latents as a prior sees them to latents as `decode` takes them."""
+
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None, cond: Cond | None = None) -> Tensor:
         """Latents to pictures (B, C, H, W), cut to `size` where it is given; not clamped."""
 
 
-class KLAutoencoder(nn.Module):
-    """A convolutional autoencoder with a diagonal Gaussian posterior (Rombach et al. 2022, section 3.1)."""
+class LatentAutoencoder(nn.Module):
+    """A convolutional autoencoder around a bottleneck (Rombach et al. 2022, section 3.1).
 
-    def __init__(self, config: AutoencoderConfig, image_channels: int) -> None:
+    bottleneck: a module that is a `Bottleneck`; a Gaussian of `config.latent_channels` when not given. conditioner: a
+    `conditioning.Conditioner` whose vectors encoder and decoder are told; where `cond` is None they are its null.
+    """
+
+    bottleneck: Any
+    conditioner: Any
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        image_channels: int,
+        bottleneck: nn.Module | None = None,
+        conditioner: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if config.factor is None:
             raise ValueError("the autoencoder's factor is not resolved")
-        self.factor = config.factor
-        self.channels = config.latent_channels
-        self.encoder = Encoder(config, image_channels)
-        self.decoder = Decoder(config, image_channels)
+        self.bottleneck = Gaussian(config.latent_channels) if bottleneck is None else bottleneck
+        self.conditioner = conditioner
+        made, told = cast(Any, self.bottleneck), cast(Any, conditioner)  # a module's attributes have no types
+        width: int | None = None if conditioner is None else told.vector_width
+        self.factor: int = config.factor
+        self.channels: int = made.channels
+        config = config.model_copy(update={"latent_channels": self.channels})
+        self.encoder = Encoder(config, image_channels, moments=made.moments, vector_width=width)
+        self.decoder = Decoder(config, image_channels, vector_width=width)
 
-    def encode(self, images: Tensor) -> DiagonalGaussian:
-        return DiagonalGaussian(self.encoder(self._padded(images)))
+    def told(self, fields: Mapping[str, Tensor] | None, count: int) -> Cond | None:
+        """The condition of `count` pictures from what is known of them, each field (count, ...)."""
+        return None if self.conditioner is None else self.conditioner(fields or {}, count)
 
-    def decode(self, latents: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        images = self.decoder(latents).float()
+    def encode(self, images: Tensor, cond: Cond | None = None) -> Posterior:
+        moments = self.encoder(self._padded(images), self._vector(cond, len(images)))
+        posterior: Posterior = self.bottleneck(moments.float())
+        return posterior
+
+    def quantize(self, latents: Tensor) -> Tensor:
+        quantized: Tensor = self.bottleneck.quantize(latents)
+        return quantized
+
+    def decode(self, latents: Tensor, size: tuple[int, int] | None = None, cond: Cond | None = None) -> Tensor:
+        images = self.decoder(latents, self._vector(cond, len(latents))).float()
         return images if size is None else images[..., : size[0], : size[1]]
 
     @property
@@ -53,6 +89,10 @@ class KLAutoencoder(nn.Module):
         if not isinstance(weight, nn.Parameter):
             raise TypeError("the decoder's last layer has no weight")
         return weight
+
+    def _vector(self, cond: Cond | None, count: int) -> Tensor | None:
+        cond = self.told({}, count) if cond is None else cond
+        return None if cond is None else cond.vector
 
     def _padded(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -8,6 +8,9 @@ posterior, so over the training set each channel has
 measured once over the whole set and saved with the first stage (others take one scalar from one batch; Stable
 Diffusion's 0.18215 is such a number). What the cache stores of each picture is the distribution, (mean, std), never
 one noisy sample of it: a cached sample would be noise that no prior can predict.
+
+Over a codebook or a grid the prior sees latents *before* quantisation, which have no noise of their own; the codec
+quantises once, before decoding. Without a first stage (Ho et al. 2020) the latents are the pixels as they are.
 """
 
 import hashlib
@@ -17,25 +20,31 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from moyai.firststage.autoencoder import KLAutoencoder
+from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.nets.precision import Precision, autocast
 from moyai.randomness import Draw
 
 Stored = Mapping[str, Tensor]
+Fields = Mapping[str, Tensor]  # what is known of a batch's pictures, each (B, ...)
 
 
 class Codec(Protocol):
-    """Frozen: nothing here is trained any more."""
+    """Frozen: nothing here is trained any more. Implementations are modules."""
 
     image_shape: tuple[int, int, int]
+    mean: Tensor  # of each channel of the latents, (c,)
+    std: Tensor
 
-    def store(self, images: Tensor) -> dict[str, Tensor]:
-        """What is kept of pictures (B, C, H, W) in [-1, 1], by name."""
+    def store(self, images: Tensor, fields: Fields | None = None) -> dict[str, Tensor]:
+        """What is kept of pictures (B, C, H, W) in [-1, 1], by name; fields: what is known of them."""
 
     def latents(self, stored: Stored, draw: Draw) -> Tensor:
         """Normalised latents (B, c, h, w), with the noise of `draw` where the posterior has any."""
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def encode(self, images: Tensor, fields: Fields | None = None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] to the normalised mode of their latents."""
+
+    def decode(self, latents: Tensor, fields: Fields | None = None) -> Tensor:
         """Normalised latents to pictures (B, C, H, W) in [-1, 1]."""
 
     def shape(self) -> tuple[int, int, int]:
@@ -52,10 +61,11 @@ class LatentStatistics:
         self.count, self.sum, self.sum_square = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, stored: Stored) -> None:
-        mean, std = stored["mean"].double(), stored["std"].double()
+        mean = stored["mean"].double()
+        second = mean.square() + stored["std"].double().square() if "std" in stored else mean.square()
         self.count += mean.numel() // mean.shape[1]
         self.sum = self.sum + mean.sum((0, 2, 3))
-        self.sum_square = self.sum_square + (mean.square() + std.square()).sum((0, 2, 3))
+        self.sum_square = self.sum_square + second.sum((0, 2, 3))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(mean, std) of each channel, float32 (c,)."""
@@ -65,14 +75,14 @@ class LatentStatistics:
 
 
 class LatentCodec(nn.Module):
-    """A KL autoencoder with the statistics of its latents."""
+    """An autoencoder with the statistics of its latents."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(
         self,
-        autoencoder: KLAutoencoder,
+        autoencoder: LatentAutoencoder,
         image_shape: tuple[int, int, int],
         *,
         precision: Precision = "float32",
@@ -91,24 +101,24 @@ class LatentCodec(nn.Module):
         return self
 
     @torch.no_grad()
-    def store(self, images: Tensor) -> dict[str, Tensor]:
+    def store(self, images: Tensor, fields: Fields | None = None) -> dict[str, Tensor]:
         with autocast(self.precision, images.device):
-            posterior = self.autoencoder.encode(images)
-        return {"mean": posterior.mean.contiguous(), "std": posterior.std.contiguous()}
+            return self.autoencoder.encode(images, self.autoencoder.told(fields, len(images))).stored()
 
     def latents(self, stored: Stored, draw: Draw) -> Tensor:
-        mean, std = stored["mean"].float(), stored["std"].float()
-        return self.normalised(mean + std * draw.normal("posterior", mean.shape[1:]))
+        mean = stored["mean"].float()
+        if "std" in stored:
+            mean = mean + stored["std"].float() * draw.normal("posterior", mean.shape[1:])
+        return self.normalised(mean)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) to the normalised mode of their latents."""
-        return self.normalised(self.store(images)["mean"])
+    def encode(self, images: Tensor, fields: Fields | None = None) -> Tensor:
+        return self.normalised(self.store(images, fields)["mean"])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        z = latents * self._column(self.std) + self._column(self.mean)
+    def decode(self, latents: Tensor, fields: Fields | None = None) -> Tensor:
+        z = self.autoencoder.quantize(latents * self._column(self.std) + self._column(self.mean))
         with autocast(self.precision, latents.device):
-            images = self.autoencoder.decode(z, self.image_shape[1:])
+            images = self.autoencoder.decode(z, self.image_shape[1:], self.autoencoder.told(fields, len(z)))
         return images.float().clamp(-1, 1)
 
     def normalised(self, z: Tensor) -> Tensor:
@@ -120,12 +130,44 @@ class LatentCodec(nn.Module):
 
     def digest(self) -> str:
         """Covers the encoder side only, so that a decoder trained further keeps its latents valid."""
-        tensors = [(f"encoder.{k}", v) for k, v in self.autoencoder.encoder.state_dict().items()]
+        whole = self.autoencoder.state_dict()
+        tensors = [(name, value) for name, value in whole.items() if not name.startswith("decoder.")]
         return _digest([*tensors, ("mean", self.mean), ("std", self.std)])
 
     @staticmethod
     def _column(values: Tensor) -> Tensor:
         return values[None, :, None, None]
+
+
+class PixelCodec(nn.Module):
+    """No first stage: the latents are the pictures themselves, in [-1, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.register_buffer("mean", torch.zeros(image_shape[0]))
+        self.register_buffer("std", torch.ones(image_shape[0]))
+
+    def store(self, images: Tensor, fields: Fields | None = None) -> dict[str, Tensor]:
+        return {"mean": images}
+
+    def latents(self, stored: Stored, draw: Draw) -> Tensor:
+        return stored["mean"].float()
+
+    def encode(self, images: Tensor, fields: Fields | None = None) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor, fields: Fields | None = None) -> Tensor:
+        return latents.float().clamp(-1, 1)
+
+    def shape(self) -> tuple[int, int, int]:
+        return self.image_shape
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"pixels {self.image_shape}".encode()).hexdigest()
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

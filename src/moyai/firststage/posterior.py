@@ -4,13 +4,15 @@ For a diagonal Gaussian N(mean, diag(std^2)) against the standard normal (Kingma
 
     KL = 1/2 sum(mean^2 + std^2 - 1 - ln std^2)
 
-summed over the latents of a picture.
+summed over the latents of a picture. The posterior over a codebook or a grid is in `quantization`.
+
+A *bottleneck* makes the posterior of what the encoder returns, and says how many channels that must have.
 """
 
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moyai.randomness import Draw
 
@@ -21,13 +23,29 @@ class Posterior(Protocol):
     """What `Autoencoder.encode` returns for a batch of B pictures."""
 
     def sample(self, draw: Draw) -> Tensor:
-        """One sample a picture, (B, C, h, w), with the noise of `draw`."""
+        """What the decoder is trained on: one sample a picture, (B, C, h, w), with the noise of `draw`."""
 
     def mode(self) -> Tensor:
-        """The most likely latents, (B, C, h, w)."""
+        """What the decoder is judged on: the most likely latents, (B, C, h, w)."""
 
     def regularizer(self) -> Tensor:
-        """What the objective adds for the posterior's shape, summed over a picture, (B,)."""
+        """What the objective adds for the posterior's shape, (B,)."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a cache keeps: "mean" (B, C, h, w), and "std" where the latents are noisy."""
+
+
+class Bottleneck(Protocol):
+    """Between encoder and decoder."""
+
+    channels: int  # of the latents
+    moments: int  # of what the encoder returns
+
+    def __call__(self, h: Tensor) -> Posterior:
+        """The posterior of an encoder's output (B, moments, h, w)."""
+
+    def quantize(self, z: Tensor) -> Tensor:
+        """Latents as the decoder takes them; the identity where they are continuous."""
 
 
 class DiagonalGaussian:
@@ -51,3 +69,20 @@ class DiagonalGaussian:
     def regularizer(self) -> Tensor:
         terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
         return 0.5 * terms.flatten(1).sum(1)  # (B,)
+
+    def stored(self) -> dict[str, Tensor]:
+        return {"mean": self.mean.contiguous(), "std": self.std.contiguous()}
+
+
+class Gaussian(nn.Module):
+    """The bottleneck of a KL autoencoder: it has no weights of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.moments = channels, 2 * channels
+
+    def forward(self, h: Tensor) -> DiagonalGaussian:
+        return DiagonalGaussian(h)
+
+    def quantize(self, z: Tensor) -> Tensor:
+        return z

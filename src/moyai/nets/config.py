@@ -23,6 +23,16 @@ class AutoencoderConfig(Config):
     groups: Positive = Field(8, description="groups of GroupNorm (at most; must divide the channels)")
 
 
+class DiscriminatorConfig(Config):
+    """A PatchGAN (Isola et al. 2017): strided 4x4 convolutions, a logit for each patch."""
+
+    width: Positive = Field(32, description="channels after the first convolution; doubled at each next, at most x 8")
+    layers: Annotated[int, Field(ge=1, le=6)] = Field(
+        3, description="halvings; 3 is the classic patch of 70 pixels, 2 of 34, 1 of 16"
+    )
+    norm: Literal["group", "batch", "none"] = Field("group", description="normalisation between the convolutions")
+
+
 class UNetConfig(Config):
     """A U-Net with time embedding, residual blocks and spatial transformers (Rombach et al. 2022, appendix)."""
 

@@ -12,7 +12,13 @@ from pydantic import Field, field_validator, model_validator
 from moyai.data.config import DataConfig
 from moyai.diffusion.config import SamplingConfig, TableDensity
 from moyai.errors import ConfigError
-from moyai.firststage.config import CodecConfig, FirstStageConfig, KLFirstStage, LatentCodecConfig
+from moyai.firststage.config import (
+    CodecConfig,
+    FirstStageConfig,
+    KLFirstStage,
+    LatentCodecConfig,
+    LearnedSimilarityConfig,
+)
 from moyai.priors.config import DiffusionPriorConfig, PriorConfig
 from moyai.recipe.explain import shown
 from moyai.schema import Config
@@ -83,6 +89,7 @@ class Recipe(Config):
 def check(recipe: Recipe) -> None:
     """Refuse keys that are each right and do not go together."""
     _check_shapes(recipe)
+    _check_first_stage(recipe)
     prior, sampling = recipe.prior, recipe.sampling
     table = getattr(prior.parameterization, "table", None)
     kind = shown(prior.parameterization.kind)
@@ -105,6 +112,20 @@ def check(recipe: Recipe) -> None:
             )
         if not all(0 <= beta < 1 for beta in train.betas):
             raise ConfigError(f"{stage}.train.betas is {shown(train.betas)}; each must be >= 0 and < 1")
+
+
+def _check_first_stage(recipe: Recipe) -> None:
+    objective = recipe.first_stage.objective
+    if isinstance(objective.perceptual, LearnedSimilarityConfig) and objective.adversarial is None:
+        raise ConfigError(
+            'first_stage.objective.perceptual.kind is "discriminator", but there is none; possible: '
+            "first_stage.objective.adversarial={}, or another kind"
+        )
+    for name, condition in recipe.first_stage.conditions.items():
+        if condition.route == "context":
+            raise ConfigError(
+                f'first_stage.conditions.{name}.route is "context", which a first stage has not; possible: "vector"'
+            )
 
 
 def _check_shapes(recipe: Recipe) -> None:

@@ -127,10 +127,17 @@ def filled(model: type[Config], given: Mapping[str, Any], base: Config | None = 
         if value == "none" and _unsets(field.annotation):
             result[word] = None
         elif isinstance(value, Mapping) and values is not None:
-            result[word] = {key: _filled_slot(values, None, inner) for key, inner in value.items()}
+            result[word] = {key: _filled_slot(values, None, _named(values, key, v)) for key, v in value.items()}
         else:
             result[word] = _filled_slot(field.annotation, default_of(field, word, base), value)
     return result
+
+
+def _named(slot: Any, key: str, value: Any) -> Any:
+    """A table that does not say its kind and is called as one is of that kind: `conditions.class` is a class."""
+    if isinstance(value, Mapping) and "kind" not in value and key in variants(slot):
+        return {"kind": key, **value}
+    return value
 
 
 def _unsets(slot: Any) -> bool:

@@ -34,6 +34,12 @@ class DataFacts(Config):
     bits: Annotated[int, Field(gt=0)] = Field(8, description="of a stored value")
     count: Annotated[int, Field(gt=0)] = Field(description="training pictures, held-out ones not counted")
     classes: tuple[str, ...] = Field((), description="names of the classes in order; empty where there are none")
+    fields: tuple[str, ...] = Field((), description="what is known of each picture, by name")
+
+
+def stages(recipe: Recipe) -> tuple[str, ...]:
+    """What is trained, in order: without a codec of latents there is no first stage."""
+    return ("prior",) if recipe.codec.kind == "pixels" else ("first_stage", "prior")
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -62,7 +68,7 @@ def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
     resolution = data.resolution or (facts.height if facts.height == facts.width else (facts.height, facts.width))
     height, width = sides(resolution)
     factor = net.factor or _factor(net.multipliers, height, width)
-    latents = (height // factor, width // factor)
+    latents = (height, width) if recipe.codec.kind == "pixels" else (height // factor, width // factor)
     levels = len(prior.net.attention) if prior.net.attention else _levels(min(latents))
     multipliers = prior.net.multipliers or _UNET[min(levels, 4)]
     if prior.conditions is not None:
@@ -85,6 +91,8 @@ def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
         "prior.density": (prior.density or _density(recipe)).model_dump(),
         "prior.conditions": conditions,
     }
+    if recipe.first_stage.kind == "fsq":
+        changes["first_stage.net.latent_channels"] = len(recipe.first_stage.grid.levels)
     return changed(recipe, {**changes, **_lengths(recipe, facts.count)})
 
 
@@ -117,7 +125,8 @@ def _density(recipe: Recipe) -> TableDensity | LogNormalDensity | LogitNormalDen
 
 def _lengths(recipe: Recipe, count: int) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    for stage, train in (("first_stage", recipe.first_stage.train), ("prior", recipe.prior.train)):
+    for stage in stages(recipe):
+        train = getattr(recipe, stage).train
         if train.steps is None and train.epochs is not None:
             changes[f"{stage}.train.steps"] = math.ceil(train.epochs * count / train.batch)
         elif train.steps is None and recipe.budget.minutes is None:
@@ -127,7 +136,8 @@ def _lengths(recipe: Recipe, count: int) -> dict[str, Any]:
 
 def with_steps(recipe: Recipe, first_stage: int, prior: int) -> Recipe:
     """The recipe with the step counts that a measured budget commits to."""
-    return changed(recipe, {"first_stage.train.steps": first_stage, "prior.train.steps": prior})
+    counts = {"first_stage": first_stage, "prior": prior}
+    return changed(recipe, {f"{stage}.train.steps": counts[stage] for stage in stages(recipe)})
 
 
 def train_intervals(train: TrainConfig) -> TrainConfig:

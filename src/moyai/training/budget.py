@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from moyai import build, tasks
 from moyai.data.images import ImageSet
 from moyai.data.latents import PLAIN, LatentCache
 from moyai.model import LatentModel
 from moyai.randomness import Draw
+from moyai.recipe import resolve
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
+from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Stage
-from moyai.training.stages import FirstStageTraining, PriorTraining
+from moyai.training.prior import PriorTraining
 from moyai.training.steps import train_step
 
 OVERHEAD = 0.06  # of training: validation, previews, checkpoints
@@ -34,7 +37,8 @@ LEAST_STEPS = 20
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, at the recipe's sizes: a step of either stage, one picture encoded, a forward of the sampler."""
+    """Seconds, at the recipe's sizes: a step of either stage (0 for a first stage that there is not), one picture
+    encoded, a forward of the sampler."""
 
     first_stage_step: float
     prior_step: float
@@ -52,16 +56,25 @@ class Plan:
     seconds: dict[str, float]
 
     def overrides(self) -> str:
-        return f"first_stage.train.steps={self.first_stage} prior.train.steps={self.prior}"
+        first = f"first_stage.train.steps={self.first_stage} " if self.first_stage else ""
+        return f"{first}prior.train.steps={self.prior}"
 
 
-def measure(recipe: Recipe, facts: DataFacts, train: ImageSet, device: torch.device, *, seconds: float = 4.0) -> Costs:
-    """Time every part on throw-away models, about `seconds` for each stage."""
+def measure(
+    recipe: Recipe,
+    facts: DataFacts,
+    train: ImageSet,
+    device: torch.device,
+    *,
+    perceptual: nn.Module | None = None,
+    seconds: float = 4.0,
+) -> Costs:
+    """Time every part on throw-away models, about `seconds` for each stage. perceptual: the first stage's distance."""
     small = train.subset(np.arange(min(train.count, recipe.first_stage.train.batch)))
     sized = _with_some_steps(recipe)
-    first = FirstStageTraining(sized, build.autoencoder(sized, facts), small, small, device)
-    first_step = _step_seconds(first, device, seconds)
-    codec = build.codec(sized, facts, build.autoencoder(sized, facts), device)
+    has_first = "first_stage" in resolve.stages(sized)
+    first_step = _first_stage_seconds(sized, facts, small, device, perceptual, seconds) if has_first else 0.0
+    codec = build.codec(sized, facts, build.autoencoder(sized, facts) if has_first else None, device)
     images = small.images(np.arange(min(64, small.count))).to(device)
     encode = _median_seconds(lambda: codec.store(images), device) / len(images)
     conditioner = build.conditioner(sized, facts)
@@ -71,6 +84,29 @@ def measure(recipe: Recipe, facts: DataFacts, train: ImageSet, device: torch.dev
     prior_step = _step_seconds(stage, device, seconds)
     forward, decode = _sampling_seconds(stage.model(), device)
     return Costs(first_step, prior_step, encode, forward, decode)
+
+
+def _first_stage_seconds(
+    recipe: Recipe,
+    facts: DataFacts,
+    images: ImageSet,
+    device: torch.device,
+    perceptual: nn.Module | None,
+    seconds: float,
+) -> float:
+    """Seconds of a step, averaged over the run: steps with a discriminator cost more than those before it begins."""
+    objective = recipe.first_stage.objective
+    shares = [(0, 1.0)]  # a step of the run, and the share of the run that is like it
+    if objective.adversarial is not None:
+        start = objective.adversarial.start if objective.adversarial.start < 1 else 0.0
+        shares = [(0, start), ((recipe.first_stage.train.steps or 1) - 1, 1.0 - start)]
+    total = 0.0
+    for step, share in shares:
+        if share > 0:
+            model, rival = build.autoencoder(recipe, facts), build.rival(recipe, facts)
+            stage = FirstStageTraining(recipe, model, images, images, device, perceptual=perceptual, rival=rival)
+            total += share * _step_seconds(stage, device, seconds / len(shares), at=step)
+    return total
 
 
 def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: float, forwards: int) -> Plan:
@@ -84,6 +120,8 @@ def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: f
     }
     left = max(0.0, minutes * 60 - sum(aside.values())) / (1 + OVERHEAD)
     fixed_first, fixed_prior = recipe.first_stage.train.steps, recipe.prior.train.steps
+    if "first_stage" not in resolve.stages(recipe):
+        fixed_first = 0
     if fixed_first is not None:
         first, rest = fixed_first, left - fixed_first * costs.first_stage_step
     elif fixed_prior is not None:
@@ -93,7 +131,7 @@ def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: f
         share = left * recipe.budget.first_stage
         first, rest = int(share / costs.first_stage_step), left - share
     prior = fixed_prior if fixed_prior is not None else int(max(0.0, rest) / costs.prior_step)
-    first, prior = max(LEAST_STEPS, first), max(LEAST_STEPS, prior)
+    first, prior = 0 if fixed_first == 0 else max(LEAST_STEPS, first), max(LEAST_STEPS, prior)
     seconds = {**aside, "first stage": first * costs.first_stage_step, "prior": prior * costs.prior_step}
     seconds["validation, previews, checkpoints"] = OVERHEAD * (seconds["first stage"] + seconds["prior"])
     return Plan(first, prior, {name: round(value, 2) for name, value in seconds.items()})
@@ -106,13 +144,14 @@ def _with_some_steps(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(data)
 
 
-def _step_seconds(stage: Stage, device: torch.device, seconds: float) -> float:
+def _step_seconds(stage: Stage, device: torch.device, seconds: float, *, at: int = 0) -> float:
+    """Of steps that are like step `at` of the run."""
     gamma = ema.gamma_of(stage.state.config.ema.std)
 
     def step() -> None:
-        k = stage.state.step
-        batch = stage.batch(k).to(device)
-        train_step(stage.state, stage.losses, batch, Draw(0, k, len(batch), stage=stage.name, device=device), gamma)
+        batch = stage.batch(stage.state.step).to(device)
+        draw = Draw(0, at, len(batch), stage=stage.name, device=device)
+        train_step(stage.state, stage.losses, batch, draw, gamma, stage.applied)
 
     return _median_seconds(step, device, seconds=seconds)
 
@@ -136,7 +175,7 @@ def _latents(codec: Any, images: ImageSet, device: torch.device) -> LatentCache:
 
 def _sampling_seconds(model: LatentModel, device: torch.device) -> tuple[float, float]:
     """Seconds of one forward at the recipe's batch (guided where the model is conditional), and of decoding it."""
-    request = tasks.request(model, n=1, steps=3, sampler="euler", guidance=2.0 if model.classes else 1.0)
+    request = tasks.request(model, n=1, steps=3, sampler="euler", guidance=2.0 if model.fields else 1.0)
     forward = _median_seconds(lambda: tasks.collect(model, request), device) / 3
     z = torch.zeros(request.batch, *model.codec.shape(), device=device)
     return forward, _median_seconds(lambda: model.decode(z), device)

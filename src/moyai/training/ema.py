@@ -33,10 +33,15 @@ def copy_of(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def update(average: nn.Module, live: nn.Module, beta: float) -> None:
-    """average <- beta average + (1 - beta) live, buffers copied."""
-    theirs = [p.detach() for p in average.parameters()]
-    mine = [p.detach() for p in live.parameters()]
+    """average <- beta average + (1 - beta) live; what no gradient changes is copied (buffers, a codebook that follows
+    running means: an average of it would lie between the old and the new place of a vector that was restarted)."""
+    pairs = list(zip(average.parameters(), live.parameters(), strict=True))
+    theirs = [a.detach() for a, p in pairs if p.requires_grad]
+    mine = [p.detach() for _, p in pairs if p.requires_grad]
     if theirs:  # the conditioner of an unconditional prior has none
         torch._foreach_lerp_(theirs, mine, 1.0 - beta)
+    for average_of, fixed in pairs:
+        if not fixed.requires_grad:
+            average_of.copy_(fixed)
     for target, source in zip(average.buffers(), live.buffers(), strict=True):
         target.copy_(source)

@@ -40,6 +40,9 @@ class Stage(Protocol):
 
     def losses(self, batch: Batch, draw: Draw) -> Losses: ...
 
+    def applied(self, draw: Draw) -> dict[str, float]:
+        """What is left to do once a step is applied, and what there is to say of it."""
+
     def validate(self) -> dict[str, float]:
         """Quantities on held-out data, of the averaged weights."""
 
@@ -99,7 +102,7 @@ class Runner:
         draw = Draw(self.seed, step, len(batch), stage=stage.name, device=self.device)
         torch.manual_seed(torch_seed(self.seed, f"{stage.name} dropout {step}"))  # nn.Dropout asks torch itself
         try:
-            metrics = train_step(state, stage.losses, batch, draw, self.gamma)
+            metrics = train_step(state, stage.losses, batch, draw, self.gamma, stage.applied)
         except NonFiniteError as error:
             self.reporter.warn(str(error))
             self.log.write({"step": state.step, "event": str(error)})

@@ -31,16 +31,18 @@ from moyai.devices import chosen
 from moyai.errors import ConfigError, RequestError, choices
 from moyai.evaluation import report
 from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
-from moyai.firststage.codec import LatentCodec, LatentStatistics
+from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
 from moyai.nets.precision import keep_memory
 from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
+from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
-from moyai.training.record import DEPENDS, Record
+from moyai.training.perception import perception
+from moyai.training.prior import PREVIEW_STEPS, PriorTraining
+from moyai.training.record import Record
 from moyai.training.signals import Interrupted, Signals
-from moyai.training.stages import PREVIEW_STEPS, FirstStageTraining, PriorTraining
 
 STAGES = ("first_stage", "latents", "prior", "report")
 
@@ -96,6 +98,7 @@ class Run:
         for place in (self.folder, *self.folder.glob("*/"), *self.folder.glob("*/*/")):
             sweep_temporaries(place)
         self._read_data(allow_data_change)
+        self._perceive()
         self._plan()
         self.record.keep_data(self.data, self.change)
         todo = {
@@ -104,7 +107,11 @@ class Run:
             "prior": self._prior,
             "report": self._report,
         }
-        for name in STAGES if only is None else (only,):
+        if "first_stage" not in resolve.stages(self.recipe):
+            if only == "first_stage":
+                raise RequestError('codec.kind is "pixels": there is no first stage to train')
+            del todo["first_stage"]
+        for name in todo if only is None else (only,):
             self._obey_signals()
             todo[name]()
 
@@ -123,6 +130,7 @@ class Run:
             bits=images.bits,
             count=self.train.count,
             classes=images.classes,
+            fields=tuple(images.fields),
         )
         self.change = self.record.data_change(images, allowed=allow_change)
         if self.change:
@@ -140,14 +148,21 @@ class Run:
             self.reporter.warn(warning)
         self.recipe = resolve.resolve(self.recipe, self.facts)
 
+    def _perceive(self) -> None:
+        """The network the first stage's perceptual distance is taken in: read, or trained on these pictures first."""
+        needed = "first_stage" in resolve.stages(self.recipe) and not self.record.finished("first_stage")
+        with self.record.timed("perceptual network"):
+            path = self.folder / "first_stage" / "perceptual.safetensors"
+            self.perceptual = perception(self.recipe, self.train, path, self._progress) if needed else None
+
     # --- plan ------------------------------------------------------------------------------------------------------
 
     def _plan(self) -> None:
         """Fix the number of steps, once."""
         path = self.folder / "plan.json"
         self.plan: dict[str, Any] = read_json(path) if path.is_file() else {}
-        stages = (self.recipe.first_stage.train, self.recipe.prior.train)
-        if any(train.steps is None for train in stages):
+        trained = resolve.stages(self.recipe)
+        if any(getattr(self.recipe, stage).train.steps is None for stage in trained):
             minutes = self.recipe.budget.minutes
             if self.plan and self.plan["minutes"] != minutes:
                 if self.record.begun("first_stage"):
@@ -160,19 +175,17 @@ class Run:
                 self.plan = self._measured_plan()
                 write_json_atomic(path, self.plan)
             self.recipe = resolve.with_steps(self.recipe, self.plan["first_stage"], self.plan["prior"])
-        trains = [resolve.train_intervals(t) for t in (self.recipe.first_stage.train, self.recipe.prior.train)]
-        self.recipe = resolve.changed(
-            self.recipe, {"first_stage.train": trains[0].model_dump(), "prior.train": trains[1].model_dump()}
-        )
-        for stage in DEPENDS:
+        trains = {stage: resolve.train_intervals(getattr(self.recipe, stage).train) for stage in trained}
+        self.recipe = resolve.changed(self.recipe, {f"{s}.train": train.model_dump() for s, train in trains.items()})
+        for stage in trained:
             self.record.check_unchanged(stage, self.recipe)
-        for place in (self.folder, *(self.folder / stage for stage in DEPENDS)):  # a refused recipe leaves no trace
+        for place in (self.folder, *(self.folder / stage for stage in trained)):  # a refused recipe leaves no trace
             place.mkdir(exist_ok=True)
             write_atomic(place / "recipe.json", reading.to_json(self.recipe).encode())
 
     def _measured_plan(self) -> dict[str, Any]:
         self.reporter.say(f"measuring how far {self.recipe.budget.minutes:g} minutes go")
-        costs = budget.measure(self.recipe, self.facts, self.train, self.device)
+        costs = budget.measure(self.recipe, self.facts, self.train, self.device, perceptual=self.perceptual)
         sampling, pictures = self.recipe.sampling, self.recipe.report
         count = pictures.per_class * len(self.facts.classes) if self.facts.classes else pictures.samples
         evaluations = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1)
@@ -199,12 +212,20 @@ class Run:
     def _first_stage(self) -> None:
         if self.record.finished("first_stage"):
             return
-        model = build.autoencoder(self.recipe, self.facts)
-        stage = FirstStageTraining(self.recipe, model, self.train, self.held_out, self.device)
+        stage = FirstStageTraining(
+            self.recipe,
+            build.autoencoder(self.recipe, self.facts),
+            self.train,
+            self.held_out,
+            self.device,
+            perceptual=self.perceptual,
+            rival=build.rival(self.recipe, self.facts),
+        )
         self._run(stage, {"data": self.data["fingerprint"]})
 
     def _latents(self) -> None:
-        self.record.needs("first_stage")
+        if "first_stage" in resolve.stages(self.recipe):
+            self.record.needs("first_stage")
         folder = self.folder / "latents"
         native.sweep(folder)
         codec, known = None, False
@@ -219,8 +240,7 @@ class Run:
             known = self._prior_begun_on(codec.digest())
         with self.record.timed("latents"):
             if codec is None or not known:
-                first = models.read_first_stage(self.folder, self.recipe, self.facts)
-                codec = build.codec(self.recipe, self.facts, first, self.device)
+                codec = models.untuned_codec(self.folder, self.recipe, self.facts, self.device)
             self._encode(codec, folder, measure=not known)
 
     def _prior_begun_on(self, codec: str) -> bool:
@@ -231,7 +251,7 @@ class Run:
         newest = native.newest(stage / "checkpoints")
         return newest is not None and newest.manifest["info"].get("codec") == codec
 
-    def _encode(self, codec: LatentCodec, folder: Path, *, measure: bool) -> None:
+    def _encode(self, codec: Codec, folder: Path, *, measure: bool) -> None:
         for half, images in self._halves():
             latents.build(
                 folder / half,
@@ -246,20 +266,21 @@ class Run:
         for half, images in self._halves():
             latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
 
-    def _measure(self, codec: LatentCodec, folder: Path) -> None:
+    def _measure(self, codec: Codec, folder: Path) -> None:
         """The statistics of all training latents, into the codec and the run."""
-        statistics = LatentStatistics()
-        cache = latents.read(folder / "train", self.train, codec=None)
-        for variant in cache.variants:
-            for stored in cache.stored(variant, 4096):
-                statistics.add(stored)
-        codec.measured(statistics.result())
+        if isinstance(codec, LatentCodec):
+            statistics = LatentStatistics()
+            cache = latents.read(folder / "train", self.train, codec=None)
+            for variant in cache.variants:
+                for stored in cache.stored(variant, 4096):
+                    statistics.add(stored)
+            codec.measured(statistics.result())
         native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})
 
     def _prior(self) -> None:
         if self.record.finished("prior"):
             return
-        self.record.needs("first_stage", "latents/statistics")
+        self.record.needs(*resolve.stages(self.recipe)[:-1], "latents/statistics")
         codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
         caches = [
             latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()
@@ -270,7 +291,7 @@ class Run:
         self._run(stage, {"codec": codec.digest(), "data": self.data["fingerprint"]})
 
     def _report(self) -> None:
-        self.record.needs("first_stage", "prior")
+        self.record.needs(*resolve.stages(self.recipe))
         model = models.load(self.folder, device=self.device)
         sections = self.recipe.model_dump(mode="json")
         key = {"prior": model.digest, "sampling": sections["sampling"], "report": sections["report"]}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from moyai.randomness import permutation
+from moyai.randomness import generator, permutation
 from moyai.training.config import TrainConfig
 
 
@@ -48,3 +48,8 @@ class Order:
             self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
             self._epochs[epoch] = permutation(self.seed, self.purpose, epoch, self.count)
         return self._epochs[epoch]
+
+
+def flips(seed: int, stage: str, step: int, count: int) -> np.ndarray:
+    """Which pictures of a step are shown mirrored: (count,) bool."""
+    return generator(seed, f"{stage}/flip", step).random(count) < 0.5

@@ -20,12 +20,19 @@ Contents = dict[str, dict[str, Tensor] | dict[str, Any]]
 
 @dataclass
 class TrainState:
-    """The state of one stage. `modules` and `averages` have the same names; `optimizer` covers all live parameters."""
+    """The state of one stage.
+
+    `modules` are trained; `averages`, of the same names, are the copies that are kept in the end. `rivals` are trained
+    too, by an optimiser of their own and against the others (a discriminator), and have no averages. `optimizers` has
+    one for "modules" and, where there are rivals, one for "rivals"; `peaks` their highest learning rates.
+    """
 
     modules: dict[str, nn.Module]
     averages: dict[str, nn.Module]
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
+    peaks: dict[str, float]
     config: TrainConfig
+    rivals: dict[str, nn.Module] = field(default_factory=dict)
     step: int = 0
     updates: int = 0  # steps that were applied: a non-finite one is not
     skipped: int = 0
@@ -33,28 +40,35 @@ class TrainState:
     window: dict[str, list[float]] = field(default_factory=dict)  # sums since the last line of the log: [sum, count]
 
     @staticmethod
-    def new(modules: dict[str, nn.Module], config: TrainConfig) -> "TrainState":
-        fused = all(p.device.type in ("cpu", "cuda") for m in modules.values() for p in m.parameters())
-        parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=fused
-        )
+    def new(
+        modules: dict[str, nn.Module],
+        config: TrainConfig,
+        rivals: dict[str, nn.Module] | None = None,
+        rivals_rate: float = 0.0,
+    ) -> "TrainState":
         averages = {name: ema.copy_of(module) for name, module in modules.items()}
-        return TrainState(modules, averages, optimizer, config)
+        optimizers = {"modules": _adam(modules, config, config.learning_rate, config.betas)}
+        peaks = {"modules": config.learning_rate}
+        if rivals:
+            # Little inertia: what it is against changes with every step (Radford et al. 2016 take 0.5 for the first).
+            optimizers["rivals"], peaks["rivals"] = _adam(rivals, config, rivals_rate, (0.5, 0.9)), rivals_rate
+        return TrainState(modules, averages, optimizers, peaks, config, rivals or {})
 
-    def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The trained parameters with their full names, in the optimiser's order."""
+    def parameters(self, group: str | None = None) -> list[tuple[str, nn.Parameter]]:
+        """The trained parameters with their full names, of one group or of all, in the optimisers' order."""
+        groups = {"modules": self.modules, "rivals": self.rivals}
         return [
             (f"{name}.{key}", p)
-            for name, module in self.modules.items()
+            for of, members in groups.items()
+            for name, module in members.items()
             for key, p in module.named_parameters()
-            if p.requires_grad
+            if p.requires_grad and group in (None, of)
         ]
 
     def contents(self) -> Contents:
         """What a checkpoint holds, by file."""
         return {
-            "model": _tensors(self.modules),
+            "model": _tensors({**self.modules, **self.rivals}),
             "ema": _tensors(self.averages),
             "optimizer": self._optimizer_tensors(),
             "state": {
@@ -68,7 +82,7 @@ class TrainState:
 
     def restore(self, contents: Mapping[str, Any]) -> None:
         """Take over what `contents` gave. Raises CheckpointError where names or shapes differ."""
-        fill(self.modules, contents["model"], "model")
+        fill({**self.modules, **self.rivals}, contents["model"], "model")
         fill(self.averages, contents["ema"], "average")
         self._restore_optimizer(contents["optimizer"])
         saved = contents["state"]
@@ -78,9 +92,10 @@ class TrainState:
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         out = {}
-        for name, parameter in self.parameters():
-            for slot, value in self.optimizer.state.get(parameter, {}).items():
-                out[f"{name}/{slot}"] = torch.as_tensor(value)
+        for group, optimizer in self.optimizers.items():
+            for name, parameter in self.parameters(group):
+                for slot, value in optimizer.state.get(parameter, {}).items():
+                    out[f"{name}/{slot}"] = torch.as_tensor(value)
         return out
 
     def _restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
@@ -90,18 +105,33 @@ class TrainState:
             name, slot = key.rsplit("/", 1)
             slots.setdefault(name, {})[slot] = value
         unexpected = [name for name in slots if name not in known]
-        missing = [name for name in known if slots and name not in slots]
+        missing = []
+        for group in self.optimizers:  # an optimiser that has not stepped yet has no state at all
+            names = [name for name, _ in self.parameters(group)]
+            missing += [name for name in names if name not in slots] if any(name in slots for name in names) else []
         if unexpected or missing:
             raise CheckpointError("the optimiser's state is of another model", missing=missing, unexpected=unexpected)
-        self.optimizer.state.clear()
-        for name, values in slots.items():
-            parameter = known[name]
-            # Averages of gradients lie in memory as their parameter does; the same bits depend on it.
-            self.optimizer.state[parameter] = {
-                slot: torch.empty_like(parameter).copy_(value) if value.ndim else value.to(parameter.device, copy=True)
-                for slot, value in values.items()
-            }
+        for group, optimizer in self.optimizers.items():
+            optimizer.state.clear()
+            for name, parameter in self.parameters(group):
+                # Averages of gradients lie in memory as their parameter does; the same bits depend on it.
+                for slot, value in slots.get(name, {}).items():
+                    like = torch.empty_like(parameter if value.ndim else value, device=parameter.device)
+                    optimizer.state[parameter][slot] = like.copy_(value)
+
+
+def _adam(
+    modules: Mapping[str, nn.Module], config: TrainConfig, rate: float, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
+    parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=config.weight_decay, fused=fused)
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    """How many values are trained."""
+    return sum(p.numel() for m in modules for p in m.parameters())

@@ -1,0 +1,183 @@
+"""The training of the first stage: pictures in, the autoencoder's loss out, reconstructions while it goes.
+
+With a discriminator two things are trained against each other in one backward pass. The generator's term reaches the
+autoencoder through a discriminator that is frozen while it does; the discriminator sees reconstructions that are cut
+off from the autoencoder. So neither's gradient is found in the other.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moyai import pictures
+from moyai.batch import Batch, Cond
+from moyai.data.images import ImageSet, to_uint
+from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.instruments import Measurement
+from moyai.firststage.objective import Objective
+from moyai.firststage.quantization import Quantized, VectorQuantizer
+from moyai.firststage.rivalry import Rival
+from moyai.nets.precision import autocast, placed
+from moyai.randomness import Draw
+from moyai.recipe.model import Recipe
+from moyai.training.schedule import Order, flips
+from moyai.training.state import TrainState
+from moyai.training.steps import Losses
+
+VALIDATION = 512  # held-out pictures looked at while training, at most
+SHOWN = 8  # pictures in a row of a preview
+FIRST_LOOK = 1024  # training pictures a codebook is started from, at most
+BOXED = ("oasis", "nifti")  # data with a dark background, which a score of the whole frame is made easy by
+
+
+class FirstStageTraining:
+    """The autoencoder on pictures; `rival` is its discriminator, `perceptual` the distance it is judged by."""
+
+    name, title = "first_stage", "first stage"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: LatentAutoencoder,
+        train: ImageSet,
+        held_out: ImageSet,
+        device: torch.device,
+        *,
+        perceptual: nn.Module | None = None,
+        rival: Rival | None = None,
+    ) -> None:
+        config = recipe.first_stage
+        self.seed, self.flip, self.train, self.held_out, self.device = (
+            recipe.seed,
+            recipe.data.flip,
+            train,
+            held_out,
+            device,
+        )
+        self.autoencoder = placed(model, device)
+        self.rival = None if rival is None else placed(rival, device)
+        rate = 0.0 if rival is None else rival.config.learning_rate
+        rivals: dict[str, nn.Module] = {} if self.rival is None else {"discriminator": self.rival}
+        self.state = TrainState.new({"autoencoder": self.autoencoder}, config.train, rivals, rate)
+        if config.train.compile:  # the average, copied above, stays as it is: it is run too rarely to pay
+            self.autoencoder.encoder.compile()
+            self.autoencoder.decoder.compile()
+        frozen = None if perceptual is None else placed(perceptual, device)
+        self.objective = Objective(config.objective, config.train.steps or 1, frozen)
+        self.precision = config.train.precision
+        self.boxed = recipe.data.kind in BOXED
+        self.order = Order(recipe.seed, self.name, train.count, config.train.batch)
+        self._seen: list[tuple[Tensor, Tensor]] = []  # latents and codes of this step's micro-batches
+
+    def batch(self, step: int) -> Batch:
+        index = self.order(step)
+        return self.train.batch(index, flips(self.seed, self.name, step, len(index)) if self.flip else None)
+
+    def losses(self, batch: Batch, draw: Draw) -> Losses:
+        images = _pictures(batch)
+        self._start_codebook(draw)
+        with autocast(self.precision, self.device):
+            cond = self._told(batch, draw)
+            posterior = self.autoencoder.encode(images, cond)
+            reconstructions = self.autoencoder.decode(posterior.sample(draw), _size(images), cond)
+            terms = self.objective(images, reconstructions, posterior, draw.step)
+            self._remember(posterior, draw)
+            loss, parts = terms.fidelity + terms.regularizer, terms.parts
+            share = 0.0 if self.rival is None else self.rival.share(draw.step, self.objective.steps)
+            if self.rival is not None and share > 0:
+                last = self.autoencoder.last_layer
+                more, said = self.rival.losses(images, reconstructions, batch.fields, terms.fidelity, last, share)
+                loss, parts = loss + more, {**parts, **said}
+        return loss, parts
+
+    def applied(self, draw: Draw) -> dict[str, float]:
+        """The codebook follows what chose it; the discriminator's running means follow its logits."""
+        said: dict[str, float] = {}
+        if self.rival is not None:
+            self.rival.applied()
+        bottleneck = self.autoencoder.bottleneck
+        if isinstance(bottleneck, VectorQuantizer) and self._seen:
+            z, codes = (torch.cat(rows) for rows in zip(*self._seen, strict=True))
+            said["restarted"] = float(bottleneck.update(z, codes, draw))
+        self._seen = []
+        return said
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The instruments on held-out pictures, posterior mode (`firststage.instruments`)."""
+        model = self._average()
+        codes = getattr(model.bottleneck, "size", None)
+        measured = Measurement(perceptual=self.objective.perceptual, boxed=self.boxed, codes=codes)
+        for batch in self._held_out():
+            images = _pictures(batch)
+            with autocast(self.precision, self.device):
+                cond = model.told(batch.fields, len(images))
+                posterior = model.encode(images, cond)
+                shown = model.decode(posterior.mode(), _size(images), cond).float().clamp(-1, 1)
+            measured.add(images, shown, posterior)
+        return measured.result()
+
+    @torch.no_grad()
+    def preview(self, path: Path) -> None:
+        """Held-out pictures above their reconstructions."""
+        index = np.linspace(0, self.held_out.count - 1, min(SHOWN, self.held_out.count)).astype(np.int64)
+        batch = self.held_out.batch(index).to(self.device)
+        images = _pictures(batch)
+        model = self._average()
+        with autocast(self.precision, self.device):
+            cond = model.told(batch.fields, len(images))
+            shown = model.decode(model.encode(images, cond).mode(), _size(images), cond).float().clamp(-1, 1)
+        rows = np.concatenate([to_uint(t.cpu(), bits=self.train.bits) for t in (images, shown)])
+        labels = ("original", "reconstruction")
+        pictures.save_png(path, pictures.grid(rows, columns=len(index), row_labels=labels), None)
+
+    def _told(self, batch: Batch, draw: Draw) -> Cond | None:
+        """The condition of training pictures, each part left out at its own rate."""
+        conditioner: Any = self.autoencoder.conditioner
+        return None if conditioner is None else conditioner.dropped(batch.fields, draw)
+
+    def _remember(self, posterior: Any, draw: Draw) -> None:
+        if draw.start == 0:  # the first micro-batch; an earlier step may have been skipped
+            self._seen = []
+        if isinstance(posterior, Quantized):
+            self._seen.append((posterior.z.detach(), posterior.codes))
+
+    @torch.no_grad()
+    def _start_codebook(self, draw: Draw) -> None:
+        """Put a new codebook where the latents of training pictures are, before the first step."""
+        bottleneck = self.autoencoder.bottleneck
+        if not isinstance(bottleneck, VectorQuantizer) or bool(bottleneck.initialised):
+            return
+        index = np.linspace(0, self.train.count - 1, min(FIRST_LOOK, self.train.count)).astype(np.int64)
+        found = []
+        for start in range(0, len(index), 64):
+            batch = self.train.batch(index[start : start + 64]).to(self.device)
+            images = _pictures(batch)
+            with autocast(self.precision, self.device):
+                posterior: Any = self.autoencoder.encode(images, self.autoencoder.told(batch.fields, len(images)))
+            found.append(posterior.z)
+        bottleneck.initialise(torch.cat(found), draw)
+
+    def _average(self) -> LatentAutoencoder:
+        average = self.state.averages["autoencoder"]
+        if not isinstance(average, LatentAutoencoder):
+            raise TypeError(type(average).__name__)
+        return average
+
+    def _held_out(self, size: int = 64) -> list[Batch]:
+        count = min(VALIDATION, self.held_out.count)
+        index = np.linspace(0, self.held_out.count - 1, count).astype(np.int64)
+        return [self.held_out.batch(index[i : i + size]).to(self.device) for i in range(0, count, size)]
+
+
+def _pictures(batch: Batch) -> Tensor:
+    if batch.images is None:
+        raise ValueError("the first stage is trained on pictures")
+    return batch.images
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return int(images.shape[-2]), int(images.shape[-1])

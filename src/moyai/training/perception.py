@@ -1,0 +1,52 @@
+"""The network a first stage's perceptual distance is taken in: published weights from files, or one of our own.
+
+Our own is trained on the run's pictures before the first stage begins, and kept in the run, so that a run that goes on
+is judged by the same network. It is never the network that `moyai evaluate` judges by.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from moyai.data.images import ImageSet
+from moyai.evaluation import networks
+from moyai.files import sweep_temporaries
+from moyai.firststage import perceptual
+from moyai.firststage.config import LpipsConfig, OwnPerceptualConfig
+from moyai.nets.trunk import Trunk
+from moyai.recipe.model import Recipe
+
+
+def perception(
+    recipe: Recipe,
+    images: ImageSet,
+    path: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> nn.Module | None:
+    """The distance of the recipe, a frozen module, or None where it has none (or takes the discriminator's features).
+
+    path: where our own network is kept, and found again; without it the network is untrained, for timing only.
+    """
+    config = recipe.first_stage.objective.perceptual
+    if isinstance(config, LpipsConfig):
+        return perceptual.lpips(config)
+    if not isinstance(config, OwnPerceptualConfig):
+        return None
+    if path is None:
+        return perceptual.own(Trunk(images.shape[0]))
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(path.parent)
+        pixels = np.asarray(images.pixels[np.arange(images.count)])
+        made = None
+        for state in networks.perceptual_trunk(
+            pixels, images.fields.get("class"), seed=recipe.seed, steps=config.steps
+        ):
+            progress("training the perceptual network", state.step, state.steps)
+            made = state.extractor or made
+        if made is None:
+            raise ValueError("training gave no network")
+        networks.save(made, path)
+    return perceptual.own(networks.load(path).trunk)

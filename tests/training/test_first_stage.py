@@ -1,0 +1,191 @@
+"""The first stage with everything on: whose gradient is found where, for any channels, in any precision.
+
+Each of the ways in which a widely used training script for autoencoders goes wrong is a test: a perceptual loss that
+nothing learns from, gradients that leak between the autoencoder and its discriminator, weights that training leaves in
+half precision, resuming that fails (tests/training/test_resume.py), three channels written into the code.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from moyai import build
+from moyai.data.images import ImageSet, SourceFile
+from moyai.firststage import perceptual
+from moyai.nets.trunk import Trunk
+from moyai.randomness import Draw, generator
+from moyai.recipe import reading, resolve
+from moyai.recipe.resolve import DataFacts
+from moyai.training.first_stage import FirstStageTraining
+from moyai.training.steps import train_step
+
+STEPS = 20
+ADVERSARIAL: dict[str, Any] = {"net": {"width": 8, "layers": 1}, "start": 2.0, "warmup": 0.05}
+
+
+def images(channels: int = 1, height: int = 8, width: int = 8, count: int = 16) -> ImageSet:
+    pixels = generator(0, "test").integers(0, 256, (count, channels, height, width)).astype(np.uint8)
+    fields = {
+        "class": np.arange(count, dtype=np.int64) % 2,
+        "position": np.linspace(0, 1, count, dtype=np.float32),
+    }
+    names = [str(i) for i in range(count)]
+    return ImageSet(pixels, fields, ("a", "b"), names, (SourceFile("noise", pixels.nbytes, "0" * 64),))
+
+
+def stage(data: ImageSet, judged: bool = True, **changes: Any) -> FirstStageTraining:
+    channels, height, width = data.shape
+    facts = DataFacts(
+        channels=channels, height=height, width=width, count=len(data), classes=data.classes, fields=tuple(data.fields)
+    )
+    train = {**tiny.QUICK, "steps": STEPS, "batch": 8, "precision": "float32", "clip": None}
+    base = {
+        "first_stage.train": train,
+        "first_stage.objective": {"adversarial": ADVERSARIAL, "perceptual": {"kind": "own"}},
+        "first_stage.conditions": {"position": {}},
+    }
+    recipe = resolve.resolve(reading.parse(tiny.tree(Path("unused"), {**base, **changes})), facts)
+    torch.manual_seed(0)
+    return FirstStageTraining(
+        recipe,
+        build.autoencoder(recipe, facts),
+        data,
+        data,
+        torch.device("cpu"),
+        perceptual=perceptual.own(Trunk(channels)) if judged else None,
+        rival=build.rival(recipe, facts),
+    )
+
+
+def awake(made: FirstStageTraining) -> FirstStageTraining:
+    """Weights that begin at zero would hide what lies behind them."""
+    torch.manual_seed(1)
+    for parameter in made.autoencoder.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return made
+
+
+def gradients(made: FirstStageTraining, step: int = 10) -> dict[str, Tensor | None]:
+    """Of the loss of one step, by the names of the state."""
+    batch = made.batch(step)
+    loss, _ = made.losses(batch, Draw(0, step, len(batch), stage="first_stage"))
+    for _, parameter in made.state.parameters():
+        parameter.grad = None
+    loss.mean().backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in made.state.parameters()}
+
+
+def test_every_parameter_of_both_sides_learns() -> None:
+    # With the hinge, the two halves of the last bias's gradient cancel while all logits lie between -1 and 1.
+    vanilla = {"adversarial": {**ADVERSARIAL, "loss": "vanilla"}, "perceptual": {"kind": "own"}}
+    found = gradients(awake(stage(images(), **{"first_stage.objective": vanilla})))
+    assert {name.split(".")[0] for name in found} == {"autoencoder", "discriminator"}
+    idle = [name for name, grad in found.items() if grad is None or not bool((grad != 0).any())]
+    assert [name for name in idle if not name.endswith("conditioner.conditions.position.null")] == []
+
+
+def test_the_discriminator_learns_from_its_own_loss_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = awake(stage(images()))
+    assert made.rival is not None
+    both = gradients(made)
+    monkeypatch.setattr(
+        type(made.rival), "share", lambda self, step, steps: 1e-30
+    )  # the generator's term counts nothing
+    alone = gradients(made)
+    mine = [name for name in both if name.startswith("discriminator")]
+    assert len(mine) > 5
+    for name in mine:
+        torch.testing.assert_close(both[name], alone[name], rtol=0, atol=0)
+    assert any(bool((both[n] != alone[n]).any()) for n in both if n.startswith("autoencoder"))
+
+
+def test_the_autoencoder_never_learns_from_the_discriminators_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = awake(stage(images()))
+    assert made.rival is not None
+    both = gradients(made)
+    judged = type(made.rival)._discriminator
+
+    def silent(self: Any, *args: Any) -> Any:
+        loss, real, fake = judged(self, *args)
+        return loss * 0, real, fake
+
+    monkeypatch.setattr(type(made.rival), "_discriminator", silent)
+    without = gradients(made)
+    for name, grad in both.items():
+        if name.startswith("autoencoder"):
+            torch.testing.assert_close(grad, without[name], rtol=0, atol=0)
+        else:
+            assert without[name] is None or not bool((without[name] != 0).any()), name
+
+
+def test_the_perceptual_distance_is_learned_from_and_its_network_is_not() -> None:
+    made = awake(stage(images()))
+    plain = awake(stage(images(), judged=False, **{"first_stage.objective": {"adversarial": ADVERSARIAL}}))
+    name = "autoencoder.decoder.conv_in.weight"
+    with_it, without = gradients(made)[name], gradients(plain)[name]
+    assert with_it is not None
+    assert without is not None
+    assert not torch.allclose(with_it, without, rtol=0.05)
+    assert made.objective.perceptual is not None
+    assert not any(p.requires_grad for p in made.objective.perceptual.parameters())
+    assert not any("perceptual" in key for key in made.state.contents()["model"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 8), (3, 8, 12), (4, 12, 8)])
+def test_any_channels_and_sides_in_either_precision(channels: int, height: int, width: int, precision: str) -> None:
+    train = {**tiny.QUICK, "steps": STEPS, "batch": 4, "micro_batch": 2, "precision": precision}
+    made = stage(images(channels, height, width), **{"first_stage.train": train})
+    before = {name: tensor.clone() for name, tensor in made.state.contents()["model"].items()}
+    for step in range(4):
+        batch = made.batch(step)
+        draw = Draw(0, step, len(batch), stage="first_stage")
+        said = train_step(made.state, made.losses, batch, draw, 6.0, made.applied)
+        assert ("adversarial" in said) == (step >= 2)
+    after = made.state.contents()["model"]
+    assert {t.dtype for t in after.values() if t.is_floating_point()} == {torch.float32}
+    moved = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert moved == {"autoencoder", "discriminator"}
+    assert made.validate()["psnr"] > 0
+    # A rate far below bfloat16's resolution still moves the weights: they were never rounded.
+    small = 1 + 2.0**-20
+    assert torch.tensor(small) != 1
+    assert any(bool((t.bfloat16().float() != t).any()) for t in after.values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq", "fsq"])
+def test_a_first_stage_is_told_of_the_picture(kind: str) -> None:
+    more = {"first_stage.kind": kind} | ({"first_stage.codebook": {"size": 8}} if kind == "vq" else {})
+    made = awake(stage(images(), **more))
+    z = torch.randn(2, made.autoencoder.channels, 2, 2, generator=torch.Generator().manual_seed(0))
+    z = made.autoencoder.quantize(z)
+    one, other, null = (
+        made.autoencoder.decode(z, (8, 8), made.autoencoder.told(fields, 2))
+        for fields in ({"position": torch.zeros(2)}, {"position": torch.ones(2)}, {})
+    )
+    assert bool((one != other).any())
+    assert bool((one != null).any())
+    torch.testing.assert_close(made.autoencoder.decode(z, (8, 8)), null, rtol=0, atol=0)
+    batch = made.batch(0)
+    assert bool(torch.isfinite(made.losses(batch, Draw(0, 0, len(batch), stage="first_stage"))[0]).all())
+
+
+def test_a_codebook_starts_on_the_latents_and_follows_them() -> None:
+    made = stage(images(), **{"first_stage.kind": "vq", "first_stage.codebook": {"size": 8}})
+    start = made.autoencoder.bottleneck.codebook.clone()
+    for step in range(3):
+        batch = made.batch(step)
+        train_step(made.state, made.losses, batch, Draw(0, step, len(batch), stage="first_stage"), 6.0, made.applied)
+        now = made.autoencoder.bottleneck.codebook
+        assert not torch.equal(now, start)
+        start = now.clone()
+    average = made.state.averages["autoencoder"]
+    torch.testing.assert_close(average.bottleneck.codebook, start, rtol=0, atol=0)  # not averaged, followed
+    found = made.validate()
+    assert 1 <= found["perplexity"] <= 8
+    assert 0 < found["codes used"] <= 1
