@@ -5,6 +5,7 @@
 #   make test-slow  the full sizes of those that run small by default
 #   make lint       ruff and mypy
 #   make bench      speed beside diffusers, on this machine
+#   make results    the tables of docs/results.md, for hours; one row, one thread: make results ROW=digits THREADS=1
 #   make clean      remove what these made, but no runs
 #
 # Another Python: make demo PYTHON=python3.12. Overrides of the demo's recipe: make demo SET="seed=1".
@@ -12,12 +13,13 @@
 PYTHON ?= python3
 RUN ?= runs/digits
 SET ?=
+ROW ?= all
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 OLD := import sys; sys.version_info >= (3, 11) or sys.exit("moyai needs Python 3.11 or newer, and $(PYTHON) is " \
 	+ sys.version.split()[0] + "; give another one: make PYTHON=python3.12")
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench results clean
 .DELETE_ON_ERROR:
 
 # What running needs; the tests' tools come on top, so that neither target repeats the other's installation.
@@ -51,6 +53,9 @@ lint: .venv/ready-to-test
 bench: .venv/ready-to-test
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/sample_step.py
+
+results: .venv/ready
+	$(BIN)/python benchmarks/results.py --row $(ROW) $(if $(THREADS),--threads $(THREADS))
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

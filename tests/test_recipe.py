@@ -110,7 +110,7 @@ def test_a_changed_kind_takes_away_the_keys_it_does_not_have_and_keeps_the_other
     ("override", "line"),
     [
         ("prior.train.lerning_rate=1", "prior.train.lerning_rate is unknown; did you mean learning_rate?"),
-        ("prior.learning_rate=1", "prior.learning_rate is unknown; did you mean first_stage.objective.adversarial.learning_rate or"),
+        ("prior.learning_rate=1", "unknown; did you mean first_stage.objective.adversarial.learning_rate or"),
         ("_target_=os.system", "_target_ is unknown; possible: name, description, seed, data"),
         ("prior.net.target=os.system", "prior.net.target is unknown"),
         ("data._target_=os.system", "data._target_ is unknown"),
@@ -273,7 +273,8 @@ _EDITS = {
     "prior.train.learning_rate": st.floats(1e-30, 1e30),
     "prior.train.clip": st.none() | st.floats(1e-30, 1e30),
     "data.resolution": st.none() | st.integers(4, 9999) | st.tuples(st.integers(4, 99), st.integers(4, 99)),
-    "prior.conditions": st.none() | st.dictionaries(st.text("abc.", min_size=1, max_size=3), st.just({"kind": "class", "width": 3})),
+    "prior.conditions": st.none()
+    | st.dictionaries(st.text("abc.", min_size=1, max_size=3), st.just({"kind": "class", "width": 3})),
     "prior.parameterization": st.sampled_from([{"kind": "flow"}, {"kind": "eps", "table": {"kind": "linear"}}]),
 }
 

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"moyai {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_sample, _add_evaluate, _add_inspect, _add_check, _add_recipe):
+    for add in (_add_train, _add_sample, _add_evaluate, _add_reconstruct, _add_inspect, _add_check, _add_recipe):
         add(commands)
     return parser
 
@@ -83,7 +83,10 @@ def _add_sample(commands: Any) -> None:
     p.add_argument(
         "--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="names or numbers; default: all"
     )
-    p.add_argument("--n", type=int, default=8, help="pictures of each class")
+    p.add_argument(
+        "--position", type=float, nargs="+", default=None, metavar="P", help="of slices, 0 to 1; default: eight of them"
+    )
+    p.add_argument("--n", type=int, default=8, help="pictures of each class and position")
     p.add_argument("--seed", type=int, default=0, help="of the first picture; picture i has seed + i")
     p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
@@ -103,13 +106,55 @@ def _add_sample(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    p = _command(commands, "evaluate", "Judge a run's samples and first stage beside held-out pictures.", _evaluate)
-    p.add_argument("path", metavar="RUN", type=Path, help="a folder that `moyai train` made")
-    p.add_argument("--n", type=int, default=2000, help="samples to draw, over all classes")
-    p.add_argument("--seed", type=int, default=1_000_000, help="of the first sample")
+    p = _command(commands, "evaluate", "Judge a run, or pictures, beside held-out real pictures.", _evaluate)
+    p.add_argument(
+        "path", metavar="RUN|FOLDER|FILE.npz", type=Path, help="a run; or a folder, a .zip or an .npz of pictures"
+    )
+    p.add_argument(
+        "--against",
+        default=None,
+        metavar="DATA",
+        help="a recipe, a run's folder, or a folder or .zip of pictures (default: the run's own data)",
+    )
+    p.add_argument(
+        "--extractor",
+        default="own",
+        metavar="WHICH",
+        help="own, a small network trained on the data; inception:FILE.safetensors; dinov2:FOLDER; clip:FOLDER",
+    )
+    p.add_argument(
+        "--n", type=int, default=None, help="samples, over all classes (default: 2000 of a run, else all there are)"
+    )
+    p.add_argument("--seed", type=int, default=None, help="of a run's first sample (default: 1000000)")
     p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
+    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
+    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    p.add_argument("--quiet", action="store_true", help="only warnings and the table")
+
+
+def _add_reconstruct(commands: Any) -> None:
+    p = _command(
+        commands, "reconstruct", "Put pictures through a run's first stage and back, and judge them.", _reconstruct
+    )
+    p.add_argument("path", metavar="RUN", type=Path, help="a run whose first stage is trained, or on its way")
+    p.add_argument("pictures", metavar="PATH", type=Path, nargs="+", help="pictures, folders or .zip files of them")
+    p.add_argument(
+        "--out", type=Path, default=Path("reconstructions.png"), help="a sheet (.png), or a folder with a PNG for each"
+    )
+    p.add_argument(
+        "--size",
+        choices=("model", "native"),
+        default="model",
+        help="the run's, as its data were brought to, or their own",
+    )
+    p.add_argument("--tile", type=int, default=None, help="side of the tiles of larger pictures (default: 512)")
+    p.add_argument(
+        "--position", type=float, default=None, metavar="P", help="of all these slices, 0 to 1, where it is told"
+    )
+    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
+    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--quiet", action="store_true", help="only warnings and the table")
 
 
@@ -172,7 +217,8 @@ def _sample(o: argparse.Namespace) -> int:
     with console.reporter(quiet=o.quiet) as reporter:
         model = load(o.path, device=chosen(o.device), warn=reporter.warn)
         if o.like is None:
-            request = tasks.request(model, o.classes, **{name: getattr(o, name) for name in names})
+            settings = {name: getattr(o, name) for name in names}
+            request = tasks.request(model, o.classes, positions=o.position, **settings)
         else:
             request, changes = tasks.like(model, pictures.read_recipe(o.like))
             for change in changes:
@@ -184,13 +230,28 @@ def _sample(o: argparse.Namespace) -> int:
 
 
 def _evaluate(o: argparse.Namespace) -> int:
-    from moyai.commands.evaluate import evaluate
+    from moyai.commands.evaluate import Options, evaluate
+    from moyai.devices import chosen
     from moyai.nets.precision import keep_memory
 
     keep_memory()
     settings = {name: getattr(o, name) for name in ("steps", "sampler", "guidance")}
+    options = Options(o.against, o.extractor, o.n, o.seed, o.json, chosen(o.device))
     with console.reporter(quiet=o.quiet) as reporter:
-        for line in evaluate(o.path, reporter, count=o.n, seed=o.seed, **settings, batch=80):
+        for line in evaluate(o.path, reporter, options, settings):
+            console.result(line)
+    return 0
+
+
+def _reconstruct(o: argparse.Namespace) -> int:
+    from moyai.commands.reconstruct import Options, reconstruct
+    from moyai.devices import chosen
+    from moyai.nets.precision import keep_memory
+
+    keep_memory()
+    options = Options(o.out, o.size == "native", o.tile, o.position, o.json, chosen(o.device))
+    with console.reporter(quiet=o.quiet) as reporter:
+        for line in reconstruct(o.path, o.pictures, reporter, options):
             console.result(line)
     return 0
 

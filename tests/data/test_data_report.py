@@ -1,12 +1,13 @@
 """Facts and findings are those of a set made by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from moyai.data.images import BadFile, ImageSet, SourceFile
-from moyai.data.report import report
+from moyai.data.report import lines, report
 
 
 def made() -> ImageSet:
@@ -67,3 +68,29 @@ def test_nothing_is_said_where_nothing_is_odd() -> None:
     assert found.warnings == ()
     assert found.classes == ()
     assert found.mean == pytest.approx([pixels.mean() / 65535])
+    assert found.cases is None
+
+
+def test_cases_are_counted_by_side_with_their_slices_and_positions() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 4, 4), np.uint8)
+    pixels[10] = pixels[3]
+    number = np.array([0, 1, 2, 3, 4, 5, 2, 3, 4, 5, 3, 4])
+    images = ImageSet(
+        pixels,
+        names=[f"n{i}" for i in range(12)],
+        files=(SourceFile("a", 1, "x"),),
+        fields={"slice": number, "position": (number / 8).astype(np.float32)},
+        classes=(),
+        groups=np.array([7, 7, 7, 7, 7, 7, 3, 3, 3, 3, 5, 5]),
+        held_out=np.arange(12) >= 10,
+    )
+    train, validation = np.arange(10), np.arange(10, 12)
+    found = report(images, train, validation)
+    said = "3 cases: 2 to train on, 1 held out; 2 to 6 pictures each, median 4; slices 0 to 5, positions 0.00 to 0.62"
+    assert said in list(lines(found))
+    assert json.loads(json.dumps(found.as_json()))["cases"]["samples"] == [2, 4, 6]
+    assert "1 held-out pictures equal one that is trained on (first: n10)" in found.warnings
+    hashed = report(replace(images, held_out=None), train, validation)
+    assert not any("equal one that is trained on" in warning for warning in hashed.warnings)
+    with pytest.raises(ValueError, match="a group is on both sides"):
+        report(images, train[:-1], np.arange(9, 12))

@@ -116,3 +116,28 @@ def test_one_group_cannot_be_split() -> None:
     images = pictures(np.arange(5))
     with pytest.raises(DataError, match="all of one group"):
         split(replace(images, groups=np.zeros(5, np.int64)), 0.1)
+
+
+def test_a_split_that_the_source_brings_is_obeyed() -> None:
+    values = np.arange(40) % 30  # ten pictures are there twice, on both sides
+    brought = np.arange(40) % 4 == 1
+    images = replace(pictures(values, values % 3, groups=np.arange(40) // 4 * 2 + brought), held_out=brought)
+    for share in (0.01, 0.1, 0.49):
+        train, validation = split(images, share)
+        np.testing.assert_array_equal(validation, np.flatnonzero(brought))
+        np.testing.assert_array_equal(train, np.flatnonzero(~brought))
+    order = np.random.default_rng(0).permutation(40)[:30]
+    np.testing.assert_array_equal(split(images.subset(order), 0.1)[1], np.flatnonzero(brought[order]))
+    for side, expected in ((True, "0 pictures to train on and 10 held out"), (False, "30 pictures to train on and 0")):
+        with pytest.raises(DataError, match=expected):
+            split(images.subset(np.flatnonzero(brought == side)), 0.1)
+
+
+def test_a_group_on_both_sides_of_a_brought_split_is_refused_by_name() -> None:
+    images = replace(
+        pictures(np.arange(6), groups=np.array([5, 5, 7, 7, 9, 9])), held_out=np.array([0, 0, 0, 1, 1, 1], bool)
+    )
+    with pytest.raises(
+        DataError, match="1 groups are on both sides of the split; the first: 2 is trained on, 3 of the"
+    ):
+        split(images, 0.1)

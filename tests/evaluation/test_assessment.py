@@ -11,77 +11,279 @@ import pytest
 import tiny
 from moyai import build, tasks
 from moyai.checkpoints import models
-from moyai.commands.evaluate import evaluate, table
+from moyai.commands.evaluate import Options, evaluate
 from moyai.console import Silent
 from moyai.data import splits
-from moyai.data.images import to_uint
-from moyai.evaluation import assessment
+from moyai.data.images import ImageSet, SourceFile, to_uint
+from moyai.errors import DataError, RequestError
+from moyai.evaluation import assessment, extractors, features, frechet, obedience, rows
+from moyai.evaluation.rows import Pictures
+from moyai.evaluation.values import Features
 from moyai.training.run import train
 
 
-@pytest.fixture
-def run(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+@pytest.fixture(autouse=True)
+def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOYAI_CACHE", str(tmp_path / "cache"))
-    few = functools.partial(assessment.own_extractor, steps=30)
-    monkeypatch.setattr(assessment, "own_extractor", few)
+    monkeypatch.setattr(extractors, "own_extractor", functools.partial(extractors.own_extractor, steps=30))
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run / "run", tmp_path / "run"))
 
 
+def images(count: int = 90, **changes: object) -> tuple[ImageSet, ImageSet]:
+    """Shapes with classes, two thirds to train on and a third held out."""
+    pixels, labels = tiny.shapes(count)
+    made = ImageSet(
+        pixels=pixels[:, None],
+        fields={"class": labels.astype(np.int64)},
+        classes=tiny.CLASSES,
+        names=[f"{i}.png" for i in range(count)],
+        files=(SourceFile("all", 1, "0" * 64),),
+        **changes,  # type: ignore[arg-type]
+    )
+    return made.subset(np.arange(count * 2 // 3)), made.subset(np.arange(count * 2 // 3, count))
+
+
 def test_the_table_is_complete_repeatable_and_in_the_report(run: Path) -> None:
-    lines = list(evaluate(run, Silent(), count=12, seed=5))
+    lines = list(evaluate(run, Silent(), Options(count=12, seed=5), {}))
     first = json.loads((run / "evaluation.json").read_text())
-    assert list(evaluate(run, Silent(), count=12, seed=5)) == lines
+    assert list(evaluate(run, Silent(), Options(count=12, seed=5), {})) == lines
     assert json.loads((run / "evaluation.json").read_text()) == first
-    rows, names = assessment.ordered(first)
-    assert tuple(rows) == assessment.ROWS
+    found, names = assessment.ordered(first)
+    assert set(found) <= set(assessment.ROWS)
+    assert {"held out", "first stage", "samples"} <= set(found)
     assert {"fid", "kid", "precision", "recall", "density", "coverage", "class accuracy"} <= set(names)
-    assert set(rows["first stage"]) - set(rows["held out"]) == {"psnr", "ssim"}
-    for values in rows.values():  # one extractor and one reference for all
+    assert set(found["first stage"]) - set(found["held out"]) == {"psnr", "ssim", "ms-ssim"}
+    for values in found.values():  # one extractor and one reference for all
         assert len({values[n]["source"] for n in ("fid", "kid", "recall")}) == 1
         assert values["fid"]["reference"] == first["facts"]["reference"]
     assert first["facts"]["samples"] == 12
+    assert found["first stage"]["ms-ssim"]["metric"] == "ms-ssim (1 scales, window 7)"
+    assert any("ms-ssim (1 scales, window 7)" in line for line in lines)
+    assert all((run / "evaluation" / name).is_file() for name in ("worst.png", "neighbours.png"))
     train(run)
     html = (run / "report.html").read_text(encoding="utf-8")
-    assert "what real pictures reach" in html
     assert all(f">{name}<" in html for name in ("fid", "class accuracy", "ssim"))
 
 
-def test_copies_of_training_pictures_are_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_training_pictures_are_named(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = models.load(run)
-    images = build.read_data(model.recipe.data, run)
-    mine, theirs = (images.subset(index) for index in splits.split(images, model.recipe.data.validation))
-    extractor = assessment.own_extractor(mine, run, lambda *progress: None)
+    data = build.read_data(model.recipe.data, run)
+    mine, theirs = (data.subset(index) for index in splits.split(data, model.recipe.data.validation))
+    extractor = extractors.own_extractor(mine, run, silent)
     request = tasks.request(model, n=4)
-    judge = functools.partial(assessment.assess, model, mine, theirs, extractor, request, cache=run)
-    honest = judge(progress=lambda *progress: None)
+    judge = functools.partial(assessment.assess, model, mine, theirs, extractor, request, cache=run, progress=silent)
+    honest = judge()
     index = np.linspace(0, mine.count - 1, request.count).astype(np.int64)
     copies = to_uint(mine.images(index), bits=8)
     monkeypatch.setattr(tasks, "collect", lambda *request: copies)
-    copied = judge(progress=lambda *progress: None)
-    assert copied.memorized.close.value == 1.0
-    assert len(copied.memorized.worst) == 10
-    assert all(match.training == index[match.sample] for match in copied.memorized.worst)
-    assert honest.memorized.close.value < 1.0
+    copied = judge()
+    for space in ("features", "pixels"):
+        found = copied.copies[space]
+        assert found.close.value == 1.0
+        assert len(found.worst) == 10
+        assert all(match.training == index[match.sample] for match in found.worst)
+        told = copied.plain()["copies"][space]
+        assert told["close"] == request.count
+        assert [one["training"] for one in told["worst"]] == [mine.names[index[m.sample]] for m in found.worst]
+        assert honest.copies[space].close.value < 1.0
     # Real pictures are nearer to real ones than those of a model of 12 steps. (FID means nothing at 12 samples.)
     measure = "sliced wasserstein"
     assert copied.values["samples"][measure].value < honest.values["samples"][measure].value
 
 
-def test_other_data_are_refused_in_one_line(run: Path, finished_run: Path, tmp_path: Path) -> None:
-    data = tiny.folder(tmp_path / "other", count=30)
-    recipe = json.loads((run / "recipe.json").read_text())
-    recipe["data"]["root"] = str(data)
-    (run / "recipe.json").write_text(json.dumps(recipe))
-    status, said = tiny.moyai(["evaluate", run, "--n", "4", "--quiet"], tmp_path / "said")
-    assert status == 2
-    assert "was trained on other data" in tiny.one_line(said)
+def test_held_out_pictures_given_as_samples_are_at_the_floor(tmp_path: Path) -> None:
+    mine, theirs = images(240)
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    judges = obedience.judges(mine, tmp_path, silent)
+    samples = Pictures(np.asarray(theirs.pixels[np.arange(theirs.count)]), {"class": theirs.fields["class"]})
+    found = assessment.assess_pictures(samples, mine, theirs, extractor, judges=judges, cache=tmp_path, progress=silent)
+    assert set(found.values) == {"held out", "samples"}
+    for name, value in found.values["held out"].items():
+        assert found.values["samples"][name] == value
+    assert "class accuracy" in found.values["samples"]
 
 
-def test_the_printed_table_names_its_counts_and_its_extractor() -> None:
-    value = {"value": 1.5, "low": 1.0, "high": 2.0, "error": None, "warning": "few pictures", "source": "x"}
-    facts = {"samples": 3, "held out": 3, "reference": 9, "extractor": "own (abc)"}
-    lines = list(table({"rows": {"samples": {"fid": value}, "held out": {"fid": value}}, "facts": facts}))
-    assert "3 samples, 3 held-out and 9 training pictures; features: own (abc)" in lines[0]
-    assert lines[1].split() == ["held", "out", "samples"]
-    assert lines[2].count("1.5 (1 to 2)") == 2
-    assert lines[-1] == "note: few pictures"
+def test_where_held_out_pictures_are_fewer_the_floor_has_a_column_of_its_count(tmp_path: Path) -> None:
+    mine, theirs = images()
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    pixels, labels = tiny.shapes(75, seed=3)
+    samples = Pictures(pixels[:, None], {"class": labels.astype(np.int64)})
+    found = assessment.assess_pictures(samples, mine, theirs, extractor, cache=tmp_path, progress=silent)
+    assert list(found.values) == ["held out", "as many samples", "samples"]
+    for name, value in found.values["as many samples"].items():
+        assert value.count == found.values["held out"][name].count == theirs.count
+        assert "held-out pictures are fewer" not in value.warning
+    told = found.values["samples"]
+    assert told["fid"].count == 75
+    for name in ("fid", "precision", "recall", "coverage", "sliced wasserstein"):
+        assert "30 held-out pictures are fewer than 75 samples" in told[name].warning
+    assert "held-out" not in told["kid"].warning  # which depends on no count
+    # ... and those chosen for that column are spread over the samples, not their beginning
+    spread = np.linspace(0, 74, 30).astype(np.int64)
+    again = assessment.assess_pictures(samples.rows(spread), mine, theirs, extractor, cache=tmp_path, progress=silent)
+    assert again.values["samples"]["kid"] == found.values["as many samples"]["kid"]
+
+
+def test_counts_that_say_nothing_are_warned_of(tmp_path: Path) -> None:
+    mine, theirs = images()
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    samples = Pictures(np.asarray(theirs.pixels[np.arange(theirs.count)]))
+    values = assessment.assess_pictures(samples, mine, theirs, extractor, cache=tmp_path, progress=silent).values
+    told = {name: value.warning for name, value in values["samples"].items()}
+    assert "30 samples for 128 features" in told["fid"]
+    assert "too few to extrapolate" in told["fid-infinity"] or "no line in 1/N" in told["fid-infinity"]
+    assert "neighbourhoods of 30 pictures say little" in told["precision"]
+    assert told["class confidence"] == ""  # ten of each class
+
+
+def test_a_second_evaluation_computes_neither_features_nor_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = images()
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    samples = Pictures(np.asarray(theirs.pixels[np.arange(theirs.count)]))
+    judge = functools.partial(
+        assessment.assess_pictures, train=mine, held_out=theirs, extractor=extractor, cache=tmp_path, progress=silent
+    )
+    first = judge(samples).plain()
+
+    def never(*given: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(features, "_computed", never)
+    monkeypatch.setattr(frechet.Statistics, "of", never)
+    assert judge(samples).plain() == first
+    with pytest.raises(AssertionError, match="computed again"):  # other pictures are computed
+        judge(Pictures(samples.pixels[::-1].copy()))
+
+
+def test_statistics_that_are_damaged_or_anothers_are_made_again(tmp_path: Path) -> None:
+    mine, _ = images()
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    pixels = np.asarray(mine.pixels[np.arange(mine.count)])
+    found = features.extract(extractor, pixels, cache=tmp_path)
+    expected = features.statistics(found)
+    assert features.statistics(found, cache=tmp_path).scatter.equal(expected.scatter)
+    (path,) = (tmp_path / "features").rglob("*.statistics.safetensors")
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], b"", whole.replace(b"mean", b"mode")):
+        path.write_bytes(damaged)
+        assert features.statistics(found, cache=tmp_path).scatter.equal(expected.scatter)
+        assert path.read_bytes() == whole
+    assert features.statistics(found, cache=tmp_path).mean.equal(expected.mean)
+    unknown = Features(found.values, found.source)  # of pictures that nobody knows: never from the cache
+    path.write_bytes(b"")
+    assert features.statistics(unknown, cache=tmp_path).mean.equal(expected.mean)
+    assert path.read_bytes() == b""
+
+
+def test_a_reference_of_another_extractor_is_refused(tmp_path: Path) -> None:
+    mine, theirs = images()
+    one = extractors.own_extractor(mine, tmp_path, silent)
+    two = extractors.own_extractor(mine, tmp_path, silent, seed=1)
+    reference = assessment._reference(mine, one, tmp_path, silent)
+    samples = Pictures(np.asarray(theirs.pixels[np.arange(theirs.count)]))
+    with pytest.raises(RequestError, match="make both with one extractor") as error:
+        rows.measure(features.extract(two, samples.pixels), reference, samples, {})
+    assert error.value.status == 2
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "said"),
+    [
+        ((20, 1, 9, 8), np.uint8, "9 x 8 with 1 channel(s) of 8 bits"),
+        ((20, 3, 8, 8), np.uint8, "8 x 8 with 3 channel(s) of 8 bits"),
+        ((20, 1, 8, 8), np.uint16, "8 x 8 with 1 channel(s) of 16 bits"),
+    ],
+)
+def test_pictures_of_another_kind_are_refused_with_both_said(
+    tmp_path: Path, shape: tuple[int, ...], dtype: type, said: str
+) -> None:
+    mine, theirs = images()
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    with pytest.raises(DataError) as error:
+        assessment.assess_pictures(
+            Pictures(np.zeros(shape, dtype)), mine, theirs, extractor, cache=tmp_path, progress=silent
+        )
+    assert said in str(error.value)
+    assert "the reference is 8 x 8 with 1 channel(s) of 8 bits" in str(error.value)
+
+
+def test_positions_are_judged_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obedience, "STEPS", 20)
+    pixels, _ = tiny.shapes(90)
+    position = pixels[:, 4, 4] / 255
+    made = ImageSet(
+        pixels[:, None], {"position": position}, (), [str(i) for i in range(90)], (SourceFile("x", 1, "0"),)
+    )
+    mine, theirs = made.subset(np.arange(60)), made.subset(np.arange(60, 90))
+    extractor, judges = extractors.own_extractor(mine, tmp_path, silent), obedience.judges(mine, tmp_path, silent)
+    judge = functools.partial(
+        assessment.assess_pictures,
+        train=mine,
+        held_out=theirs,
+        extractor=extractor,
+        judges=judges,
+        cache=tmp_path,
+        progress=silent,
+    )
+    unasked = judge(Pictures(pixels[60:, None]), again=pixels[60:, None]).values
+    assert "position error" not in unasked["samples"]
+    assert unasked["held out"]["position error"].count == 30
+    assert unasked["first stage"]["position error"] == unasked["held out"]["position error"]
+    asked = judge(Pictures(pixels[60:, None], {"position": position[60:]})).values
+    assert asked["samples"]["position error"] == unasked["held out"]["position error"]
+
+
+def test_copies_are_judged_by_group(tmp_path: Path) -> None:
+    """Held-out slices of a case that is on both sides are its neighbours' copies: without groups they hide all."""
+    pixels, _ = tiny.shapes(60)
+    noise = np.random.default_rng(1).integers(0, 2, pixels.shape).astype(np.uint8)
+    made = ImageSet(
+        pixels=np.concatenate([pixels, pixels + noise])[:, None],
+        fields={},
+        classes=(),
+        names=[str(i) for i in range(120)],
+        files=(SourceFile("all", 1, "0" * 64),),
+        groups=np.tile(np.arange(60), 2),
+    )
+    mine, theirs = made.subset(np.arange(60)), made.subset(np.arange(60, 120))
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    again = np.clip(pixels[:30].astype(np.int64) + np.random.default_rng(2).integers(0, 3, (30, 8, 8)), 0, 255)
+    samples = Pictures(again.astype(np.uint8)[:, None])
+    found = assessment.assess_pictures(samples, mine, theirs, extractor, cache=tmp_path, progress=silent)
+    assert found.copies["pixels"].close.value == 1.0
+    assert found.copies["pixels"].by_group == dict.fromkeys(range(30), 1)
+    assert all(match.group == match.sample for match in found.copies["pixels"].worst)
+    assert found.plain()["copies"]["pixels"]["by_group"] == {str(i): 1 for i in range(30)}
+
+
+def test_large_pictures_are_averaged_before_copies_are_looked_for() -> None:
+    pixels = np.arange(2 * 3 * 80 * 90, dtype=np.int64).reshape(2, 3, 80, 90) % 251
+    small = rows._small(pixels.astype(np.uint8))
+    assert small.shape == (2, 3, 26, 30)
+    expected = pixels[:, :, :78].reshape(2, 3, 26, 3, 30, 3).mean((3, 5))
+    assert float(np.abs(small - expected).max()) <= 0.5
+    assert rows._small(small) is small
+
+
+def test_reconstructions_that_are_the_originals_are_perfect() -> None:
+    pixels = tiny.shapes(20, side=32)[0][:, None]
+    noisy = np.clip(pixels.astype(np.int64) + np.random.default_rng(0).integers(-9, 10, pixels.shape), 0, 255)
+    assert rows.fidelity(pixels, pixels)["psnr"].value == pytest.approx(10 * np.log10(255**2 * 32 * 32), abs=1e-3)
+    perfect, worse = rows.fidelity(pixels, pixels), rows.fidelity(pixels, noisy.astype(np.uint8))
+    assert perfect["ssim"].value == pytest.approx(1, abs=1e-5)
+    assert perfect["ms-ssim"].value == pytest.approx(1, abs=1e-5)
+    assert perfect["ms-ssim"].metric == "ms-ssim (2 scales, window 11)"
+    mse = np.square(noisy - pixels.astype(np.float64)).mean((1, 2, 3))
+    assert worse["psnr"].value == pytest.approx(float((10 * np.log10(255**2 / mse)).mean()), abs=1e-3)
+    assert 0 < worse["ssim"].value < worse["ms-ssim"].value < 1

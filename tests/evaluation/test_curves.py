@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyai.evaluation.curves import Series, _number, chart, scatter, thinned
+from moyai.evaluation.curves import Series, _number, chart, thinned
 from moyai.evaluation.terminal import terminal_plot
 
 NS = "{http://www.w3.org/2000/svg}"
@@ -85,9 +85,9 @@ def test_nothing_to_draw_is_said(y, log_y):
     "y",
     [[5.0], [0.0, 0.0], [1e-300, 1e-300], [0.0, 5e-324], [1e-280], [-3e12, -3e12], [1e308, -1e308], [1.0, 1.0 + 1e-15]],
 )
-@pytest.mark.parametrize("draw", [chart, scatter])
-def test_degenerate_values_are_drawn(y, draw):
-    root = ElementTree.fromstring(draw([Series("a", range(len(y)), y)], **WORDS))
+@pytest.mark.parametrize("mark", ["line", "points", "joined"])
+def test_degenerate_values_are_drawn(y, mark):
+    root = ElementTree.fromstring(chart([Series("a", range(len(y)), y, mark)], **WORDS))
     numbers = [float(n) for p in root.iter() for n in re.findall(r"-?[\d.]+|nan|inf", p.get("d", ""))]
     assert numbers
     assert np.isfinite(numbers).all()
@@ -137,11 +137,33 @@ def test_a_legend_names_every_curve_but_a_single_one(count):
     assert sum(t.startswith("method number") for t in texts) == (count if count > 1 else 0)
 
 
-def test_scatter_draws_every_finite_point_up_to_a_limit():
+def test_points_draw_every_finite_one_up_to_a_limit():
     y = np.random.default_rng(0).standard_normal(500)
     y[3] = np.nan
-    svg = scatter([Series("a", y, y), Series("b", np.arange(9000.0), np.ones(9000))], **WORDS)
+    svg = chart([Series("a", y, y, "points"), Series("b", np.arange(9000.0), np.ones(9000), "points")], **WORDS)
     assert 499 + 1000 < svg.count("<circle") <= 499 + 2000
+    assert not [p for p in ElementTree.fromstring(svg).iter(f"{NS}path") if p.get("fill") == "none"]
+
+
+def test_points_lie_where_the_line_through_them_goes():
+    x, y = [1, 4, 2, 3], [0.5, 2.0, math.nan, 1.0]
+    svg = chart([Series("a", x, y, "joined")], **WORDS)
+    root = ElementTree.fromstring(svg)
+    circles = {(c.get("cx"), c.get("cy")) for c in root.iter(f"{NS}circle") if c.get("r") == "4"}
+    lines = "".join(p.get("d") for p in root.iter(f"{NS}path") if p.get("fill") == "none")
+    assert len(circles) == 3
+    assert {tuple(pair.split(",")) for pair in re.split("[ML]", lines) if pair} < circles  # the last is alone: no line
+    assert np.allclose(read(svg), [[1, 0.5], [4, 2.0]], atol=0.02)
+
+
+@pytest.mark.parametrize(("values", "shown"), [([0.4, 0.5], (0, 1)), ([0.4, 1.5], (0, 1.5)), ([-2.0, -1.0], (-2, 1))])
+def test_limits_are_what_the_axes_show_at_least(values, shown):
+    svg = chart([Series("a", values, values, "points")], **WORDS, x_limits=(0, 1), y_limits=(0, 1))
+    root = ElementTree.fromstring(svg)
+    x_ticks, y_ticks = ticks(root)
+    assert (min(x_ticks), max(x_ticks)) == (min(y_ticks), max(y_ticks)) == shown
+    (slope, offset), circle = reader(x_ticks), next(root.iter(f"{NS}circle"))
+    assert float(circle.get("cx")) * slope + offset == pytest.approx(values[0], abs=0.01)
 
 
 def test_series_of_two_lengths_are_refused():

@@ -9,8 +9,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from moyai import similarity
 from moyai.errors import DataError, RequestError
-from moyai.evaluation import metrics, similarity
+from moyai.evaluation import metrics
 from moyai.evaluation.values import Features, Source, difference, share
 from moyai.randomness import generator
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from moyai.errors import ConfigError
-from moyai.nets.autoencoder import Decoder, Encoder
+from moyai.nets.autoencoder import START_LOGVAR, Decoder, Encoder, enlarged, small_picture
 from moyai.nets.config import AutoencoderConfig
 
-CONFIG = AutoencoderConfig(factor=4, width=16, multipliers=(1, 2, 2), blocks=2, latent_channels=3, groups=8)
+CONFIG = AutoencoderConfig(
+    factor=4, width=16, multipliers=(1, 2, 2), blocks=2, latent_channels=3, groups=8, shortcut=False
+)  # as published
 
 
 def draw(shape, seed=0):
@@ -139,3 +141,44 @@ def test_unresolved_and_contradictory_configurations_are_refused():
         Encoder(AutoencoderConfig(), 1)
     with pytest.raises(ConfigError, match="factor 4 needs 3 multipliers; 2 are given"):
         Decoder(AutoencoderConfig(factor=4, multipliers=(1, 2)), 1)
+
+
+@pytest.mark.parametrize(("factor", "channels", "latents"), [(1, 1, 1), (1, 3, 4), (2, 1, 4), (2, 3, 12), (2, 4, 20)])
+def test_the_way_past_the_networks_loses_nothing_where_it_has_the_channels(factor, channels, latents):
+    images = draw((2, channels, 8, 12))
+    small = small_picture(images, factor, latents)
+    assert small.shape == (2, latents, 8 // factor, 12 // factor)
+    assert (enlarged(small, factor, channels) - images).abs().max() < 1e-6
+
+
+def test_the_way_past_the_networks_is_means_and_differences():
+    block = torch.tensor([[1.0, 3.0], [5.0, 7.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None, None]
+    assert small_picture(block, 4, 4).flatten().tolist() == [4.0, -1.0, -2.0, 0.0]
+    # Too few channels lose the finest bands first, of all colours alike, and nothing of the mean.
+    colour = draw((1, 3, 8, 8))
+    assert torch.equal(small_picture(colour, 4, 3), small_picture(colour, 4, 12)[:, :3])
+    assert (small_picture(colour, 4, 3) - torch.nn.functional.avg_pool2d(colour, 4)).abs().max() < 1e-6
+    flat = torch.full((1, 3, 16, 16), 0.3)
+    assert (enlarged(small_picture(flat, 4, 5), 4, 3) - flat).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("factor", "multipliers"), [(1, (1,)), (2, (1, 2)), (4, (1, 2, 2)), (8, (1, 2, 2, 2))])
+def test_a_fresh_autoencoder_with_a_shortcut_is_the_small_picture(factor, multipliers):
+    config = AutoencoderConfig(factor=factor, width=8, multipliers=multipliers, groups=4)
+    encoder, decoder = Encoder(config, 1), Decoder(config, 1)
+    images = draw((2, 1, 16, 24))
+    mean, logvar = encoder(images).chunk(2, dim=1)
+    assert torch.equal(mean, small_picture(images, factor, 4))
+    assert bool((logvar == START_LOGVAR).all())
+    assert torch.equal(decoder(mean), enlarged(mean, factor, 1))
+    assert sorted(encoder.state_dict()) == sorted(
+        Encoder(config.model_copy(update={"shortcut": False}), 1).state_dict()
+    )
+    # Both networks learn from the first steps on.
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (decoder(encoder(images)[:, :4]) - images.flip(-1)).abs().mean().backward()
+        optimizer.step()
+    still = [n for net in (encoder, decoder) for n, p in net.named_parameters() if not p.grad.abs().sum() > 0]
+    assert [n for n in still if not n.startswith("quant_conv.bias")] == []

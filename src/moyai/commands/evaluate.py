@@ -1,39 +1,165 @@
-"""`moyai evaluate RUN`: how good the samples and the first stage are, beside what real pictures reach."""
+"""`moyai evaluate`: how good pictures are, and of a run its first stage too, beside what real pictures reach.
 
-from collections.abc import Iterator, Mapping
+Judged are a run, whose samples are drawn for it, a folder or .zip of pictures, or the arrays of an .npz. What they are
+judged against is the run's own data, or what `--against` names: its training half is the reference, its held-out half
+the floor.
+"""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moyai import build, tasks
+import numpy as np
+import torch
+
+from moyai import tasks
 from moyai.checkpoints import models
+from moyai.commands import subjects
+from moyai.commands.subjects import POSSIBLE as AGAINST
+from moyai.commands.subjects import Halves
 from moyai.console import Reporter
-from moyai.data import splits
 from moyai.data.locate import cache_folder
-from moyai.errors import DataError
-from moyai.evaluation import assessment
-from moyai.files import read_json, write_json_atomic
+from moyai.errors import DataError, RequestError
+from moyai.evaluation import assessment, extractors, gallery, obedience
+from moyai.evaluation.assessment import Assessment
+from moyai.evaluation.extractors import Choice
+from moyai.evaluation.features import Extractor
+from moyai.evaluation.obedience import Obedience
+from moyai.files import write_json_atomic
+from moyai.model import LatentModel
+
+COUNT, SEED, BATCH = 2000, 1_000_000, 80  # samples drawn of a run, the seed of the first, how many a forward
+LABEL = 34  # the table's first column is no wider
 
 
-def evaluate(run: Path, reporter: Reporter, *, count: int, seed: int, **settings: Any) -> Iterator[str]:
-    """Measure a run, write `evaluation.json` into it, and yield the table's lines."""
-    model = models.load(run)
-    images = build.read_data(model.recipe.data, cache_folder(), reporter.progress)
-    if images.fingerprint != read_json(run / "data.json")["fingerprint"]:
-        raise DataError(
-            f"{run} was trained on other data than {model.recipe.data.kind} gives now; evaluate it on its own"
-        )
-    halves = splits.split(images, model.recipe.data.validation)
-    train, held_out = (images.subset(index) for index in halves)
-    classes = max(1, len(model.classes))
-    request = tasks.request(model, n=-(-count // classes), seed=seed, **settings)
-    extractor = assessment.own_extractor(train, cache_folder(), reporter.progress)
-    found = assessment.assess(
-        model, train, held_out, extractor, request, cache=cache_folder(), progress=reporter.progress
-    )
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside what is judged and how samples are drawn; None is the default."""
+
+    against: str | None = None
+    extractor: str = "own"
+    count: int | None = None
+    seed: int | None = None
+    json: Path | None = None
+    device: torch.device | str = "cpu"
+
+
+def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Measure what lies at `path`, write the result, and yield the table's lines."""
+    chosen = extractors.read(options.extractor)
+    _check(path, options, settings)
+    if subjects.is_run(path):
+        found = _run(path, chosen, reporter, options, settings)
+    else:
+        found = _pictures(path, chosen, reporter, options)
     result = found.plain()
-    write_json_atomic(run / "evaluation.json", result)
+    if options.against is not None:
+        result["facts"]["against"] = options.against
     yield from table(result)
-    yield f"`moyai train {run}` puts this into the report"
+    if options.json is not None:
+        write_json_atomic(options.json, result)
+        yield f"written to {options.json}"
+    if subjects.is_run(path):
+        write_json_atomic(path / "evaluation.json", result)
+        reference = found.reference
+        gallery.write(
+            path, found.copies["features"], found.samples, reference.pixels, found.features, reference.features
+        )
+        yield f"`moyai train {path}` puts this into the report"
+
+
+def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
+    """Refuse, before anything is computed, what cannot be done."""
+    if not path.exists():
+        raise RequestError(f"{path} does not exist; possible: a run's folder, a folder or .zip of pictures, an .npz")
+    if not path.is_dir() and path.suffix.lower() not in (".npz", ".zip"):
+        raise RequestError(f"{path} cannot be judged; possible: a run's folder, a folder or .zip of pictures, an .npz")
+    if not subjects.is_run(path):
+        if options.against is None:
+            raise RequestError(f"{path} is no run, so --against has to name what it is judged against: {AGAINST}")
+        given = {"seed": options.seed, **settings}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise RequestError(f"--{wrong[0]} is for the samples of a run; {path} holds its pictures already")
+    if options.json is not None:
+        try:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"{options.json.parent} cannot be made ({error.strerror})") from error
+        if options.json.is_dir():
+            raise RequestError(f"--json {options.json} is a folder; possible: a file, such as evaluation.json")
+
+
+def _run(path: Path, chosen: Choice, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Assessment:
+    model = models.load(path, device=options.device, warn=reporter.warn)
+    cache, progress = cache_folder(), reporter.progress
+    if options.against is None:
+        data = subjects.halves(model.recipe.data, cache, progress, run=path)
+    else:
+        data = subjects.against(options.against, cache, progress)
+    made, wanted = tuple(model.codec.image_shape), tuple(data.train.pixels.shape[1:])
+    if made != wanted:
+        channels, height, width = wanted
+        raise DataError(
+            f"{path} makes pictures of {made[1]} x {made[2]} with {made[0]} channel(s), and the reference is "
+            f"{height} x {width} with {channels}: judge it by data of its own kind"
+        )
+    wanted_count = COUNT if options.count is None else options.count
+    seed = SEED if options.seed is None else options.seed
+    positions = _positions(model, data)
+    each = -(-wanted_count // (max(1, len(model.classes)) * max(1, len(positions or ()))))
+    request = tasks.request(model, positions=positions, n=each, seed=seed, batch=BATCH, **settings)
+    extractor, judges = _judges(chosen, data, options, reporter)
+    return assessment.assess(
+        model,
+        data.train,
+        data.held_out,
+        extractor,
+        request,
+        judges=judges,
+        targets=_targets(request, model.classes, data.classes),
+        cache=cache,
+        progress=progress,
+    )
+
+
+def _pictures(path: Path, chosen: Choice, reporter: Reporter, options: Options) -> Assessment:
+    cache, progress = cache_folder(), reporter.progress
+    data = subjects.against(options.against or "", cache, progress)
+    samples = subjects.pictures(path, data, options.count, cache, progress)
+    assessment.check_alike(samples.pixels, np.asarray(data.train.pixels[:1]))
+    extractor, judges = _judges(chosen, data, options, reporter)
+    return assessment.assess_pictures(
+        samples, data.train, data.held_out, extractor, judges=judges, cache=cache, progress=progress
+    )
+
+
+def _judges(
+    chosen: Choice, data: Halves, options: Options, reporter: Reporter
+) -> tuple[Extractor, dict[str, Obedience]]:
+    cache, progress = cache_folder(), reporter.progress
+    extractor = extractors.make(chosen, data.train, cache, progress, device=options.device)
+    return extractor, obedience.judges(data.train, cache, progress, device=options.device)
+
+
+def _positions(model: LatentModel, data: Halves) -> list[float] | None:
+    """Positions spread as those of the data are: samples are compared with these as a whole."""
+    known = data.train.fields.get("position")
+    if "position" not in model.fields or known is None:
+        return None
+    shares = (np.arange(obedience.SLICES + 1) + 0.5) / (obedience.SLICES + 1)
+    return [float(p) for p in np.quantile(known, shares, method="nearest")]
+
+
+def _targets(request: tasks.Request, made: Sequence[str], judged: Sequence[str]) -> dict[str, np.ndarray]:
+    """What each picture of a request is asked to be, classes in the numbers of the data it is judged against."""
+    asked = request.fields()
+    if "class" in asked:
+        labels = asked.pop("class")
+        if set(made) <= set(judged):
+            asked["class"] = np.array([judged.index(name) for name in made], dtype=np.int64)[labels]
+    return asked
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
@@ -43,9 +169,25 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['samples']} samples, {facts['held out']} held-out and {facts['reference']} training pictures; "
         f"features: {facts['extractor']}"
     )
-    yield f"{'':20}" + "".join(f"{row:>26}" for row in rows)
-    for name in names:
-        cells = [assessment.shown(values.get(name)) for values in rows.values()]
-        yield f"{name[:19]:20}" + "".join(f"{cell:>26}" for cell in cells)
-    for warning in dict.fromkeys(v["warning"] for values in rows.values() for v in values.values() if v["warning"]):
-        yield f"note: {warning}"
+    label = min(LABEL, max(len(name) for name in names) + 1)
+    cells = {row: ["", *(assessment.shown(values.get(name)) for name in names)] for row, values in rows.items()}
+    widths = {row: max(len(row), *map(len, column)) + 2 for row, column in cells.items()}
+    for number, name in enumerate(("", *names)):
+        lines = textwrap.wrap(name, label - 1) or [""]
+        texts = [row if not number else column[number] for row, column in cells.items()]
+        yield f"{lines[0]:{label}}" + "".join(f"{t:>{w}}" for t, w in zip(texts, widths.values(), strict=True))
+        yield from (f"  {line}" for line in lines[1:])
+    yield from _scales(rows)
+    about: dict[str, dict[str, None]] = {}
+    for values in rows.values():
+        for name, value in values.items():
+            if value["warning"]:
+                about.setdefault(value["warning"], {})[name.split(" closer")[0]] = None
+    yield from (f"note: {', '.join(about[warning])}: {warning}" for warning in about)
+
+
+def _scales(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What stands in brackets behind a metric's name: how many scales of MS-SSIM fitted, how many neighbours."""
+    told = {value["metric"] for values in rows.values() for value in values.values() if "(" in value.get("metric", "")}
+    if told:
+        yield f"with: {'; '.join(sorted(told))}"

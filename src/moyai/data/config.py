@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moyai.schema import Config
 
@@ -69,4 +69,61 @@ class FolderConfig(_Source):
     classes: Literal["folders", "none"] = Field("folders", description="sub-folders are classes, or there are none")
 
 
-DataConfig = Annotated[DigitsConfig | IdxConfig | Cifar10Config | FolderConfig, Field(discriminator="kind")]
+class OasisConfig(_Source):
+    """Brain slices in the OASIS PNG layout, or a .zip of it: the case and the position of each are in its name."""
+
+    kind: Literal["oasis"] = "oasis"
+    name: str | None = Field("brain", description="folder under $MOYAI_DATA or the cache where the data are looked for")
+    resize: Literal["crop", "pad", "stretch"] = Field(
+        "pad", description="how a slice of another shape is brought to the resolution; pad keeps the field of view"
+    )
+    held_out: Literal["validate", "test", "tuning"] = Field(
+        "validate",
+        description="the cases that no training sample enters: those of keras_png_slices_validate, those of "
+        "keras_png_slices_test, or a third of keras_png_slices_train, the other folders left alone",
+    )
+
+    @model_validator(mode="after")
+    def _whole_cases(self) -> "OasisConfig":
+        if self.validation != type(self).model_fields["validation"].default:
+            raise ValueError('validation does not act here: whole cases are held out; possible: held_out="tuning"')
+        return self
+
+
+class NiftiConfig(_Source):
+    """A folder of NIfTI volumes (.nii, .nii.gz) cut into slices in RAS orientation. Needs nibabel (moyai[medical])."""
+
+    kind: Literal["nifti"] = "nifti"
+    resize: Literal["crop", "pad", "stretch"] = Field(
+        "pad", description="how a slice of another shape is brought to the resolution; pad keeps the field of view"
+    )
+    files: str = Field("*", description='which volumes by name, such as "*_T1w.nii.gz"; * also stands for slashes')
+    subject: str = Field(
+        "[^_]*",
+        description="regular expression for the person at the beginning of a file's name (without folders and .nii); "
+        "all slices of a person are held out or none",
+    )
+    axis: Literal["axial", "coronal", "sagittal"] = Field("axial", description="what the slices are cut across")
+    slices: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
+        (0.2, 0.8), description="which slices, as fractions of the range from the first (0) to the last (1)"
+    )
+    window: tuple[float, float] | None = Field(
+        None,
+        description="the values that become black and white; follows from each volume's percentiles when not given",
+    )
+    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] = Field(
+        (0.5, 99.5), description="of a volume's positive values: what becomes black and white where no window is given"
+    )
+    bits: Literal[8, 16] = Field(8, description="of a stored value")
+
+    @model_validator(mode="after")
+    def _ascending(self) -> "NiftiConfig":
+        for name, pair in (("slices", self.slices), ("window", self.window), ("percentiles", self.percentiles)):
+            if pair is not None and not (pair[0] < pair[1] or (name == "slices" and pair[0] == pair[1])):
+                raise ValueError(f"{name} is ({pair[0]:g}, {pair[1]:g}); the first must be below the second")
+        return self
+
+
+DataConfig = Annotated[
+    DigitsConfig | IdxConfig | Cifar10Config | FolderConfig | OasisConfig | NiftiConfig, Field(discriminator="kind")
+]

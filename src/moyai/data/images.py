@@ -63,7 +63,8 @@ class ImageSet:
     """Pictures of one shape, their classes, and where they came from.
 
     `decoding` says how files became pixels (resolution, channels, policy): with the files it makes the fingerprint.
-    `sizes` are the (height, width) of the source pictures before any resize.
+    `sizes` are the (height, width) of the source pictures before any resize. `groups` number what must not be parted
+    (all slices of a case). `held_out` is a split that the source brings along; it goes before the hashed one.
     """
 
     pixels: np.ndarray | PixelRows  # (N, C, H, W) uint8 or uint16
@@ -75,12 +76,14 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     groups: np.ndarray | None = None  # (N,) int64
     sizes: np.ndarray | None = None  # (N, 2) int64
+    held_out: np.ndarray | None = None  # (N,) bool
     decoding: str = ""
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"pixels are (N, C, H, W) uint8 or uint16, not {self.pixels.shape} {self.pixels.dtype}")
-        for what, rows in {"names": self.names, "groups": self.groups, "sizes": self.sizes, **self.fields}.items():
+        own = {"names": self.names, "groups": self.groups, "sizes": self.sizes, "held_out": self.held_out}
+        for what, rows in {**own, **self.fields}.items():
             if rows is not None and len(rows) != self.count:
                 raise ValueError(f"{len(rows)} {what} for {self.count} pictures")
 
@@ -140,6 +143,7 @@ class ImageSet:
             fields={name: values[index] for name, values in self.fields.items()},
             groups=None if self.groups is None else self.groups[index],
             sizes=None if self.sizes is None else self.sizes[index],
+            held_out=None if self.held_out is None else self.held_out[index],
             decoding=f"{self.decoding}; rows {rows}",
         )
 
@@ -163,8 +167,7 @@ def chosen(names: Sequence[str], labels: np.ndarray | None, limit: int | None) -
     """
     if limit is None or limit >= len(names):
         return np.arange(len(names))
-    keys = np.array([hashlib.blake2b(n.encode("utf-8", "backslashreplace"), digest_size=8).digest() for n in names])
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(_name_order(names))
     if labels is None:
         return np.sort(order[:limit])
     rank = np.empty(len(names), dtype=np.int64)  # the place of a sample within its class
@@ -173,6 +176,25 @@ def chosen(names: Sequence[str], labels: np.ndarray | None, limit: int | None) -
         rank[members] = np.arange(len(members))
     turn = np.lexsort((labels, rank))  # the first of each class, the second of each class, ...
     return np.sort(turn[:limit])
+
+
+def spread(names: Sequence[str], slices: np.ndarray, limit: int) -> np.ndarray:
+    """Which slices a limit keeps, sorted: evenly over the slice numbers, and within a number by the hash of the name.
+
+    Every (N / limit)-th in that order, so that each part of the range has its share, of many cases.
+    """
+    if limit >= len(names):
+        return np.arange(len(names))
+    order = np.lexsort((_name_order(names), slices))
+    return np.sort(order[(2 * np.arange(limit) + 1) * len(names) // (2 * limit)])
+
+
+def _name_order(names: Sequence[str]) -> np.ndarray:
+    """(N,) the place of each name in the order of the names' hashes."""
+    keys = np.array([hashlib.blake2b(n.encode("utf-8", "backslashreplace"), digest_size=8).digest() for n in names])
+    place = np.empty(len(names), dtype=np.int64)
+    place[np.argsort(keys, kind="stable")] = np.arange(len(names))
+    return place
 
 
 def difference(old: Sequence[SourceFile], new: Sequence[SourceFile]) -> str | None:

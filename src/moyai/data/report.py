@@ -22,6 +22,17 @@ class ClassCount:
 
 
 @dataclass(frozen=True)
+class CaseCount:
+    """Samples that belong together (slices of a case), and where in their range they lie."""
+
+    train: int  # cases
+    validation: int
+    samples: tuple[int, int, int]  # of a case: least, median, most
+    slices: tuple[int, int] | None  # least and greatest slice number
+    positions: tuple[float, float] | None  # least and greatest, as fractions of the range
+
+
+@dataclass(frozen=True)
 class DataReport:
     """Plain data: `as_json()` can be written as it is."""
 
@@ -32,6 +43,7 @@ class DataReport:
     bits: int
     fingerprint: str
     classes: tuple[ClassCount, ...]
+    cases: CaseCount | None  # None where the source forms no groups
     sizes: dict[str, tuple[int, int]]  # min, median, max of the source pictures' (height, width); {} where not known
     low: int  # of the stored values
     high: int
@@ -48,10 +60,11 @@ class DataReport:
 
 
 def report(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> DataReport:
-    """Looks at every picture once."""
+    """Looks at every picture once. ValueError where a group is on both sides, which `splits.split` never does."""
     low, high, mean, std = _values(images)
     classes = _classes(images, train, validation)
-    duplicates = _duplicates(images)
+    hashes = pixel_hashes(images)
+    duplicates = _duplicates(images, hashes)
     return DataReport(
         count=images.count,
         train=len(train),
@@ -60,6 +73,7 @@ def report(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> DataR
         bits=images.bits,
         fingerprint=images.fingerprint,
         classes=classes,
+        cases=_cases(images, train, validation),
         sizes=_sizes(images),
         low=low,
         high=high,
@@ -69,7 +83,10 @@ def report(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> DataR
         unreadable=tuple((file.name, file.reason) for file in images.bad),
         duplicates=duplicates,
         notes=images.notes,
-        warnings=tuple(_warnings(images, classes, duplicates, validation, low == high)),
+        warnings=(
+            *_warnings(images, classes, duplicates, validation, low == high),
+            *_leaks(images, hashes, validation),
+        ),
     )
 
 
@@ -100,6 +117,23 @@ def _classes(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> tup
     return tuple(ClassCount(name, int(inside[i]), int(outside[i])) for i, name in enumerate(images.classes))
 
 
+def _cases(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> CaseCount | None:
+    if images.groups is None:
+        return None
+    inside, outside = np.unique(images.groups[train]), np.unique(images.groups[validation])
+    if len(np.intersect1d(inside, outside)):
+        raise ValueError("a group is on both sides of the split")  # split() never does that
+    members = np.unique(images.groups, return_counts=True)[1]
+    slices, positions = images.fields.get("slice"), images.fields.get("position")
+    return CaseCount(
+        train=len(inside),
+        validation=len(outside),
+        samples=(int(members.min()), int(np.median(members)), int(members.max())),
+        slices=None if slices is None else (int(slices.min()), int(slices.max())),
+        positions=None if positions is None else (float(positions.min()), float(positions.max())),
+    )
+
+
 def _sizes(images: ImageSet) -> dict[str, tuple[int, int]]:
     if images.sizes is None:
         return {}
@@ -107,9 +141,9 @@ def _sizes(images: ImageSet) -> dict[str, tuple[int, int]]:
     return {name: (int(size[0]), int(size[1])) for name, size in found.items()}
 
 
-def _duplicates(images: ImageSet) -> tuple[tuple[str, ...], ...]:
+def _duplicates(images: ImageSet, hashes: np.ndarray) -> tuple[tuple[str, ...], ...]:
     same = defaultdict(list)
-    for name, key in zip(images.names, pixel_hashes(images).tolist(), strict=True):
+    for name, key in zip(images.names, hashes.tolist(), strict=True):
         same[key].append(name)
     return tuple(tuple(names) for names in same.values() if len(names) > 1)
 
@@ -148,6 +182,17 @@ def _warnings(
     return found
 
 
+def _leaks(images: ImageSet, hashes: np.ndarray, validation: np.ndarray) -> list[str]:
+    """Held-out pictures that are trained on under another name, which a split of the source's own can have."""
+    if images.held_out is None:
+        return []
+    known = np.isin(hashes[validation], np.delete(hashes, validation))
+    if not known.any():
+        return []
+    first = images.names[validation[np.flatnonzero(known)[0]]]
+    return [f"{int(known.sum())} held-out pictures equal one that is trained on (first: {first})"]
+
+
 def _first(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -162,6 +207,8 @@ def lines(found: DataReport) -> Iterator[str]:
     if found.classes:
         counts = ", ".join(f"{c.name} {c.train + c.validation}" for c in found.classes[:12])
         yield f"{len(found.classes)} classes: {counts}{', ...' if len(found.classes) > 12 else ''}"
+    if found.cases:
+        yield _line_of_cases(found.cases)
     for name, reason in found.unreadable[:10]:
         yield f"unreadable: {name}: {reason}"
     if len(found.unreadable) > 10:
@@ -169,3 +216,13 @@ def lines(found: DataReport) -> Iterator[str]:
     if found.duplicates:
         yield f"{len(found.duplicates)} groups of equal pictures, such as {', '.join(found.duplicates[0][:3])}"
     yield from found.notes
+
+
+def _line_of_cases(cases: CaseCount) -> str:
+    least, median, most = cases.samples
+    each = f"{least} pictures each" if least == most else f"{least} to {most} pictures each, median {median}"
+    line = f"{cases.train + cases.validation} cases: {cases.train} to train on, {cases.validation} held out; {each}"
+    if cases.slices and cases.positions:
+        line += f"; slices {cases.slices[0]} to {cases.slices[1]}"
+        line += f", positions {cases.positions[0]:.2f} to {cases.positions[1]:.2f}"
+    return line

@@ -7,6 +7,9 @@ a film) are tied together, and to the duplicates of each, by union-find; all of 
 
 The share is therefore met on average only. Then the few classes that have nothing on one side are mended: what is
 nearest to the border goes over, as long as it leaves no other class bare.
+
+A source that brings its own split (`ImageSet.held_out`) is obeyed to the letter: no hash, no share, no mending. Only a
+group on both sides is refused; equal pictures on both are a warning of the data report.
 """
 
 import hashlib
@@ -32,9 +35,14 @@ def pixel_hashes(images: ImageSet) -> np.ndarray:
 
 
 def split(images: ImageSet, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation): sorted sample numbers, both with at least one."""
+    """(train, validation): sorted sample numbers, both with at least one.
+
+    DataError where the pictures cannot be parted: all tied to each other, or all on one side of the source's own split.
+    """
     if not 0 < share < 1:
         raise DataError(f"the share of validation is between 0 and 1, not {share}")
+    if images.held_out is not None:
+        return _brought(images, images.held_out)
     hashes = pixel_hashes(images)
     tied = _components(hashes, images.groups)  # (N,) the number of each sample's component
     count = int(tied.max()) + 1 if len(tied) else 0
@@ -50,6 +58,23 @@ def split(images: ImageSet, share: float) -> tuple[np.ndarray, np.ndarray]:
         _mend(outside, least, [np.unique(tied[labels == label]) for label in np.unique(labels)])
     chosen = outside[tied]
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _brought(images: ImageSet, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The split that came with the pictures, refused where a side is empty or a group is on both."""
+    train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if not len(train) or not len(validation):
+        raise DataError(f"{len(train)} pictures to train on and {len(validation)} held out; each needs at least 1")
+    if images.groups is not None:
+        parted = np.intersect1d(images.groups[train], images.groups[validation])
+        if len(parted):
+            members = np.flatnonzero(images.groups == parted[0])
+            inside, outside = (images.names[members[held_out[members] == side][0]] for side in (False, True))
+            raise DataError(
+                f"{len(parted)} groups are on both sides of the split; the first: {inside} is trained on, {outside} "
+                "of the same group is held out"
+            )
+    return train, validation
 
 
 def _components(hashes: np.ndarray, groups: np.ndarray | None) -> np.ndarray:

@@ -1,15 +1,18 @@
-"""A run judged: its samples and its reconstructions beside held-out pictures, by one extractor, at one count.
+"""Pictures judged beside held-out pictures, by one extractor, at one count; of a run, its first stage too.
 
-    reference      training pictures
-    held out       the floor: real pictures the model has not seen, in the same number as the samples
-    first stage    those held-out pictures through the latents and back (rFID, PSNR, SSIM)
-    samples        drawn from the model as a request says
+    reference         training pictures
+    held out          the floor: real pictures the model has not seen, in the same number as the samples
+    first stage       those held-out pictures through the latents and back (rFID, PSNR, SSIM, MS-SSIM)
+    as many samples   of the samples as many as there are held-out pictures, where these are fewer
+    samples           drawn from the model as a request says, or given
 
-No value means anything alone: each stands beside the floor, with the counts and the extractor's name.
+No value means anything alone: each stands beside the floor, with the counts and the extractor's name. Whether a picture
+obeys its condition is measured by judges of their own (`obedience`), and whether it is a copy in features and in pixels
+(`memorization`).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,25 @@ import numpy as np
 import torch
 
 from moyai import tasks
-from moyai.data.images import ImageSet, to_uint
-from moyai.evaluation import frechet, memorization, metrics, networks, similarity
-from moyai.evaluation.features import Extractor, extract
-from moyai.evaluation.neighbours import manifold
+from moyai.data.images import ImageSet
+from moyai.errors import DataError
+from moyai.evaluation import features as feature_cache
+from moyai.evaluation.extractors import own_extractor as own_extractor
+from moyai.evaluation.features import Extractor
+from moyai.evaluation.memorization import Memorization
+from moyai.evaluation.obedience import Obedience
+from moyai.evaluation.rows import Pictures, Reference, copies, fidelity, measure, without_floor
 from moyai.evaluation.values import Features, Value
 from moyai.model import LatentModel
 
 Progress = Callable[[str, int, int], None]
 REFERENCE = 20_000  # training pictures the others are compared with, at most
 NEIGHBOURHOOD = 5_000  # of those, for precision and its kin, whose cost is the product of the counts
-ROWS = ("held out", "first stage", "samples")
+ROWS = ("held out", "first stage", "as many samples", "samples")
+NEAR = {  # how the share of close samples is called, by the space it was measured in
+    "features": "share closer than the control's 1st percentile",
+    "pixels": "share closer than the control's 1st percentile in pixels",
+}
 # What each number says, for the report.
 MEANING = {
     "fid": "distance of the distributions in features; lower is better, the floor is what real pictures reach",
@@ -38,51 +49,35 @@ MEANING = {
     "density": "how densely samples lie among real pictures; about 1 for real ones",
     "coverage": "share of real pictures with a sample near",
     "class accuracy": "share that a classifier takes for the class asked for",
-    "class confidence": "as the Inception score, by this classifier: sure and varied is high",
+    "class confidence": "as the Inception score, by the extractor's classes: sure and varied is high",
+    "position error": "how far from the position asked for, as a network reads it, in slices of 31",
     "sliced wasserstein": "distance of the distributions in pixels, in grey levels",
     "ms-ssim of pairs": "likeness of two samples of a class; above the floor is a lack of variety",
     "psnr": "of reconstructions, dB",
     "ssim": "of reconstructions, 1 is perfect",
-    "share closer than the control's 1st percentile": "samples nearer to a training picture than 99 % of held-out "
-    "ones are; 0.01 is expected, much more is copying",
+    "ms-ssim": "of reconstructions at several scales, 1 is perfect",
+    NEAR["features"]: "share of samples nearer to a training picture than 99 % of held-out pictures are; 0.01 is "
+    "expected, much more is copying",
+    NEAR["pixels"]: "the same by the difference of grey values, which no extractor can blind",
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Assessment:
     """The values of each row by metric, the copies that were looked for, and the pictures they are of."""
 
     values: Mapping[str, Mapping[str, Value]]
-    memorized: memorization.Memorization
+    copies: Mapping[str, Memorization]  # in "features" and in "pixels"
     samples: np.ndarray  # (N, H, W, C)
+    features: Features  # of the samples
+    reference: Reference
     facts: Mapping[str, Any]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         rows = {row: {name: _plain(v) for name, v in values.items()} for row, values in self.values.items()}
-        return {"rows": rows, "facts": dict(self.facts)}
-
-
-def own_extractor(train: ImageSet, cache: Path, progress: Progress, *, seed: int = 0, steps: int = 800) -> Extractor:
-    """A small network trained on the training pictures (on their classes where they have any), or the cached one."""
-    pixels = np.asarray(train.pixels[np.arange(train.count)])
-    labels = train.fields.get("class")
-    path = networks.path_in(cache, pixels, labels, seed=seed, steps=steps)
-    if path.is_file():
-        return networks.load(path)
-    training = (
-        networks.train_self_supervised(pixels, seed=seed, steps=steps)
-        if labels is None
-        else networks.train_classifier(pixels, labels, seed=seed, steps=steps)
-    )
-    made: networks.OwnExtractor | None = None
-    for state in training:
-        progress("training the extractor", state.step, state.steps)
-        made = state.extractor or made
-    if made is None:
-        raise ValueError("training gave no extractor")
-    networks.save(made, path)
-    return made
+        copies = {space: _plain_copies(found, self.reference.names) for space, found in self.copies.items()}
+        return {"rows": rows, "facts": dict(self.facts), "copies": copies}
 
 
 def assess(
@@ -94,38 +89,80 @@ def assess(
     *,
     cache: Path,
     progress: Progress,
+    judges: Mapping[str, Obedience] | None = None,
+    targets: Mapping[str, np.ndarray] | None = None,
 ) -> Assessment:
-    """Draw the request's pictures and measure everything. The floor has as many held-out pictures, at most all."""
+    """Draw the request's pictures and measure everything, the first stage too, unless the model works on pixels.
+
+    targets: what each picture of the request is asked to be, by field, (N,) each; the request's own where it is None.
+    """
     drawn = tasks.collect(model, request, lambda done, total: progress("sampling", done, total))
-    samples = _planes(drawn)
-    real = _planes_of(held_out, _spread(held_out.count, len(samples)))
-    again = _reconstructions(model, held_out, _spread(held_out.count, len(samples)), progress)
-    chosen = _spread(train.count, REFERENCE)
-    training = _planes_of(train, chosen)
+    samples = Pictures(_planes(drawn), request.fields() if targets is None else targets)
+    index = _spread(held_out.count, len(drawn))
+    decoded = _reconstructions(model, held_out, index, progress)
+    again = None if np.array_equal(decoded, _rows(held_out.pixels, index)) else decoded
+    found = assess_pictures(
+        samples, train, held_out, extractor, again=again, judges=judges, cache=cache, progress=progress
+    )
+    return replace(found, facts={**found.facts, "request": asdict(request), "model_hash": model.digest})
 
-    def features(pixels: np.ndarray, what: str) -> Features:
-        return extract(extractor, pixels, cache=cache, progress=lambda a, b: progress(f"features of {what}", a, b))
 
-    reference = features(training, "training pictures")
-    of = {row: features(p, row) for row, p in zip(ROWS, (real, again, samples), strict=True)}
-    labels = {row: _labels(held_out, len(real)) for row in ROWS[:2]} | {"samples": request.labels()}
-    pixels = dict(zip(ROWS, (real, again, samples), strict=True))
-    values: dict[str, dict[str, Value]] = {}
-    for number, row in enumerate(ROWS, 1):
-        progress("measuring", number, len(ROWS))
-        values[row] = _measure(of[row], reference, pixels[row], training, labels[row])
-    values["first stage"] |= _fidelity(real, again)
-    found = memorization.in_features(of["samples"], reference, of["held out"])
-    values["samples"][found.close.metric] = found.close
-    facts = {
-        "extractor": str(extractor.source),
-        "samples": len(samples),
-        "held out": len(real),
-        "reference": len(training),
-        "request": asdict(request),
-        "model_hash": model.digest,
-    }
-    return Assessment(values, found, drawn, facts)
+def assess_pictures(
+    samples: Pictures,
+    train: ImageSet,
+    held_out: ImageSet,
+    extractor: Extractor,
+    *,
+    cache: Path,
+    progress: Progress,
+    again: np.ndarray | None = None,
+    judges: Mapping[str, Obedience] | None = None,
+) -> Assessment:
+    """Measure pictures that are there already. The floor has as many held-out pictures, at most all.
+
+    again: reconstructions of those held-out pictures, (n, C, H, W), as evenly chosen as the floor is. DataError where
+    sizes, channels or depths differ from the reference's.
+    """
+    judges, index = judges or {}, _spread(held_out.count, len(samples.pixels))
+    real = Pictures(_rows(held_out.pixels, index), _asked(held_out, index, judges))
+    check_alike(samples.pixels, real.pixels)
+    first = {} if again is None else {"first stage": replace(real, pixels=again)}
+    reference = _reference(train, extractor, cache, progress)
+    judged = {"held out": real, **first, "samples": samples}
+    of = {row: _features(extractor, pictures.pixels, cache, row, progress) for row, pictures in judged.items()}
+    if len(index) < len(samples.pixels):
+        fewer = _spread(len(samples.pixels), len(index))
+        judged["as many samples"] = samples.rows(fewer)
+        of["as many samples"] = of["samples"].rows(torch.from_numpy(fewer))
+    values = _values(of, judged, reference, judges, progress)
+    if again is not None:
+        values["first stage"] |= fidelity(real.pixels, again)
+    groups = None if held_out.groups is None else held_out.groups[index]
+    progress("looking for copies", 0, 1)
+    found = copies(of["samples"], samples.pixels, reference, of["held out"], real.pixels, groups)
+    progress("looking for copies", 1, 1)
+    values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
+    counts = {"samples": len(samples.pixels), "held out": len(index), "reference": len(reference.features)}
+    facts = {"extractor": str(extractor.source), **counts}
+    return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
+
+
+def _values(
+    of: Mapping[str, Features],
+    judged: Mapping[str, Pictures],
+    reference: Reference,
+    judges: Mapping[str, Obedience],
+    progress: Progress,
+) -> dict[str, dict[str, Value]]:
+    """The measures of each row; of samples that are more than the held-out pictures, with a warning."""
+    values = {}
+    for number, row in enumerate((row for row in ROWS if row in judged), 1):
+        progress("measuring", number, len(judged))
+        values[row] = measure(of[row], reference, judged[row], judges)
+    if "as many samples" in judged:
+        floor = len(of["held out"])
+        values["samples"] = {name: without_floor(value, floor) for name, value in values["samples"].items()}
+    return values
 
 
 def ordered(result: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
@@ -145,35 +182,48 @@ def shown(value: Mapping[str, Any] | None) -> str:
     return f"{number} ± {value['error']:.2g}" if value["error"] is not None else number
 
 
-def _measure(
-    mine: Features, reference: Features, pixels: np.ndarray, training: np.ndarray, labels: np.ndarray | None
-) -> dict[str, Value]:
-    distance = frechet.fid(mine, reference)
-    near = manifold(mine, reference.rows(torch.from_numpy(_spread(len(reference), NEIGHBOURHOOD))))
-    found = [distance.value, distance.infinity, metrics.kid(mine, reference)]
-    found += [near.precision, near.recall, near.density, near.coverage]
-    if labels is not None and mine.probabilities is not None:
-        found += [metrics.class_accuracy(mine, torch.from_numpy(labels)), metrics.class_confidence(mine)]
-    found += [metrics.sliced_wasserstein(pixels, training), metrics.ms_ssim_diversity(pixels, labels)]
-    return {value.metric.split(" (")[0]: value for value in found}
+# ---- pictures
 
 
-def _fidelity(real: np.ndarray, again: np.ndarray) -> dict[str, Value]:
-    """PSNR and SSIM of reconstructions, means over pictures with their standard errors."""
-    source = metrics.pixel_source(real)
-    top = float(np.iinfo(real.dtype).max)
-    x, y = (torch.from_numpy(p.astype(np.float32)) for p in (real, again))
-    out = {}
-    for name, each in (("psnr", similarity.psnr(x, y, top=top)), ("ssim", similarity.ssim(x, y, top=top))):
-        error = float(each.std()) / len(each) ** 0.5
-        out[name] = Value(name, float(each.mean()), len(each), 0, source, error=error)
-    return out
+def _reference(train: ImageSet, extractor: Extractor, cache: Path, progress: Progress) -> Reference:
+    chosen = _spread(train.count, REFERENCE)
+    pixels = _rows(train.pixels, chosen)
+    found = _features(extractor, pixels, cache, "training pictures", progress)
+    near = found.rows(torch.from_numpy(_spread(len(found), NEIGHBOURHOOD)))
+    groups = None if train.groups is None else train.groups[chosen]
+    names = tuple(train.names[i] for i in chosen)
+    return Reference(pixels, found, near, feature_cache.statistics(found, cache=cache), names, groups)
+
+
+def _features(extractor: Extractor, pixels: np.ndarray, cache: Path, what: str, progress: Progress) -> Features:
+    return feature_cache.extract(
+        extractor, pixels, cache=cache, progress=lambda done, total: progress(f"features of {what}", done, total)
+    )
+
+
+def check_alike(samples: np.ndarray, real: np.ndarray) -> None:
+    """DataError, with both, where samples are not of the reference's size, channels and depth."""
+    if samples.shape[1:] == real.shape[1:] and samples.dtype == real.dtype:
+        return
+
+    def said(pixels: np.ndarray) -> str:
+        channels, height, width = pixels.shape[1:]
+        return f"{height} x {width} with {channels} channel(s) of {8 * pixels.dtype.itemsize} bits"
+
+    raise DataError(f"the samples are {said(samples)} and the reference is {said(real)}: make both alike")
+
+
+def _asked(images: ImageSet, index: np.ndarray, judges: Mapping[str, Obedience]) -> dict[str, np.ndarray]:
+    """What real pictures are, by field: the classes, and all that there is a judge of."""
+    return {name: images.fields[name][index] for name in {"class", *judges} if name in images.fields}
 
 
 def _reconstructions(model: LatentModel, images: ImageSet, index: np.ndarray, progress: Progress) -> np.ndarray:
     out = []
     for start in range(0, len(index), 64):
-        out.append(_planes(model.decode(model.encode(images.images(index[start : start + 64])))))
+        rows = index[start : start + 64]
+        fields = images.batch(rows).fields
+        out.append(_planes(model.decode(model.encode(images.images(rows), fields), fields)))
         progress("reconstructing", min(start + 64, len(index)), len(index))
     return np.concatenate(out)
 
@@ -183,8 +233,13 @@ def _planes(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _planes_of(images: ImageSet, index: np.ndarray) -> np.ndarray:
-    return _planes(to_uint(images.images(index), bits=images.bits))
+def _upright(pixels: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) to (N, H, W, C)."""
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def _rows(pixels: Any, index: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels[index])
 
 
 def _spread(count: int, wanted: int) -> np.ndarray:
@@ -192,10 +247,21 @@ def _spread(count: int, wanted: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, wanted)).astype(np.int64)
 
 
-def _labels(images: ImageSet, wanted: int) -> np.ndarray | None:
-    return images.fields["class"][_spread(images.count, wanted)] if "class" in images.fields else None
+# ---- as JSON holds it
 
 
 def _plain(value: Value) -> dict[str, Any]:
-    kept = {name: getattr(value, name) for name in ("value", "low", "high", "error", "count", "reference", "warning")}
-    return {**kept, "source": str(value.source)}
+    names = ("metric", "value", "low", "high", "error", "count", "reference", "warning")
+    return {**{name: getattr(value, name) for name in names}, "source": str(value.source)}
+
+
+def _plain_copies(found: Memorization, names: tuple[str, ...]) -> dict[str, Any]:
+    """The border, the nearest samples with the names of their training pictures, and the close ones by group."""
+    worst = [
+        {"sample": m.sample, "training": names[m.training], "distance": m.distance, "group": m.group}
+        for m in found.worst
+    ]
+    by_group = {str(group): count for group, count in found.by_group.items()}
+    return {"border": found.border, "close": int(found.close.value * found.close.count + 0.5), "worst": worst} | (
+        {"by_group": by_group} if by_group else {}
+    )

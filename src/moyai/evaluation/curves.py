@@ -7,9 +7,10 @@ draws the same picture: what a spike looks like is never averaged away. Values t
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 import numpy as np
 
@@ -29,11 +30,12 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Series:
-    """A named curve, or a named cloud of points: y over x."""
+    """Named values of y over x, drawn as a curve, as a cloud of points, or as points joined in their order."""
 
     name: str
     x: Values
     y: Values
+    mark: Literal["line", "points", "joined"] = "line"
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -54,6 +56,17 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a pair of values lies in the drawing."""
+
+    x: _Axis
+    y: _Axis
+
+    def __call__(self, x: float, y: float) -> str:
+        return f"{self.x(x):.1f},{self.y(y):.1f}"
+
+
 def chart(
     series: Sequence[Series],
     *,
@@ -61,50 +74,38 @@ def chart(
     x_label: str,
     y_label: str,
     log_y: bool = False,
+    x_limits: tuple[float, float] | None = None,
+    y_limits: tuple[float, float] | None = None,
     width: int = 440,
     height: int = 290,
 ) -> str:
-    """Lines, as one SVG element. With `log_y` what is not positive is a gap."""
+    """All series in one frame, as one SVG element. With `log_y` what is not positive is a gap.
 
-    def curve(x: np.ndarray, y: np.ndarray, place: Callable[[float, float], str], colour: str) -> str:
-        keep = thinned(y, 2 * width // 3)
-        parts, dots, run = [], [], []
-        for a, b in [*zip(x[keep], y[keep], strict=True), (np.nan, np.nan)]:
-            if np.isfinite(a) and np.isfinite(b):
-                run.append(place(a, b))
-                continue
-            if len(run) == 1:
-                dots.append(run[0])  # a value between two gaps would not be seen as a line
-            elif run:
-                parts.append("M" + "L".join(run))
-            run = []
-        pen = 1.2 if len(keep) < len(y) else 1.75
-        line = f'fill="none" stroke="{colour}" stroke-width="{pen}" stroke-linejoin="round"'
-        drawn = f'<path d="{"".join(parts)}" {line}/>'
-        return (drawn if parts else "") + "".join(_dot(at, colour, 2) for at in dots)
-
-    return _draw(series, curve, title, x_label, y_label, log_y, width, height)
-
-
-def scatter(
-    series: Sequence[Series],
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-    log_y: bool = False,
-    width: int = 440,
-    height: int = 290,
-) -> str:
-    """Points, as one SVG element; at most 2,000 of each series are drawn."""
-
-    def cloud(x: np.ndarray, y: np.ndarray, place: Callable[[float, float], str], colour: str) -> str:
-        seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-        seen = seen[:: max(1, math.ceil(len(seen) / 2000))]
-        dots = "".join(_dot(place(x[i], y[i]), colour, 2.5) for i in seen)
-        return f'<g fill-opacity="0.6">{dots}</g>'
-
-    return _draw(series, cloud, title, x_label, y_label, log_y, width, height)
+    `x_limits` and `y_limits` (in log10 where the axis is logarithmic) are what the axes show at least: (0, 1) for
+    shares. Of a cloud at most 2,000 points are drawn.
+    """
+    values = [_values(one, log_y) for one in series]
+    xs = np.concatenate([x[np.isfinite(x) & np.isfinite(y)] for x, y in values] or [np.empty(0)])
+    ys = np.concatenate([y[np.isfinite(x) & np.isfinite(y)] for x, y in values] or [np.empty(0)])
+    names, legend_height = _legend(series, width)
+    top, bottom = 50 + legend_height, height - 40
+    parts = [_text(0, 16, title, "font-weight:600;font-size:14px;fill:var(--ink)"), names]
+    if len(xs):
+        y_axis = _axis(ys, bottom, top, 5, log_y, y_limits)
+        left = 12 + max(_width(label) for _, label in y_axis.ticks)
+        x_axis = _axis(xs, left, width - 10, max(2, width // 90), False, x_limits, pad=False)
+        parts += _frame(x_axis, y_axis, width)
+        for i, (one, (x, y)) in enumerate(zip(series, values, strict=True)):
+            parts.append(_drawn(one.mark, x, y, _Place(x_axis, y_axis), f"var(--c{i % len(_COLOURS)})"))
+    else:
+        parts.append(_text(width / 2, (top + bottom) / 2, "no finite values", "fill:var(--soft)", "middle"))
+    parts.append(_text(0, top - 14, y_label, "fill:var(--soft)"))
+    parts.append(_text(width - 2, height - 4, x_label, "fill:var(--soft)", "end"))
+    return (
+        f'<svg class="moyai-chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{_escaped(_spoken(title, series, values, log_y))}">'
+        f"<style>{_STYLE}</style>{''.join(parts)}</svg>"
+    )
 
 
 def thinned(y: np.ndarray, limit: int) -> np.ndarray:
@@ -122,41 +123,40 @@ def thinned(y: np.ndarray, limit: int) -> np.ndarray:
     return np.array(sorted(keep))
 
 
-# ---- the frame around lines and points
+# ---- what is drawn, and the frame around it
 
 
-def _draw(
-    series: Sequence[Series],
-    mark: Callable[[np.ndarray, np.ndarray, Callable[[float, float], str], str], str],
-    title: str,
-    x_label: str,
-    y_label: str,
-    log_y: bool,
-    width: int,
-    height: int,
-) -> str:
-    values = [_values(one, log_y) for one in series]
-    xs = np.concatenate([x[np.isfinite(x) & np.isfinite(y)] for x, y in values] or [np.empty(0)])
-    ys = np.concatenate([y[np.isfinite(x) & np.isfinite(y)] for x, y in values] or [np.empty(0)])
-    names, legend_height = _legend(series, width)
-    top, bottom = 50 + legend_height, height - 40
-    parts = [_text(0, 16, title, "font-weight:600;font-size:14px;fill:var(--ink)"), names]
-    if len(xs):
-        y_axis = _axis(ys, bottom, top, 5, log_y)
-        left = 12 + max(_width(label) for _, label in y_axis.ticks)
-        x_axis = _axis(xs, left, width - 10, max(2, width // 90), False, pad=False)
-        parts += _frame(x_axis, y_axis, width)
-        for i, (x, y) in enumerate(values):
-            parts.append(mark(x, y, lambda a, b: f"{x_axis(a):.1f},{y_axis(b):.1f}", f"var(--c{i % len(_COLOURS)})"))
-    else:
-        parts.append(_text(width / 2, (top + bottom) / 2, "no finite values", "fill:var(--soft)", "middle"))
-    parts.append(_text(0, top - 14, y_label, "fill:var(--soft)"))
-    parts.append(_text(width - 2, height - 4, x_label, "fill:var(--soft)", "end"))
-    return (
-        f'<svg class="moyai-chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" role="img" aria-label="{_escaped(_spoken(title, series, values, log_y))}">'
-        f"<style>{_STYLE}</style>{''.join(parts)}</svg>"
-    )
+def _drawn(mark: str, x: np.ndarray, y: np.ndarray, place: _Place, colour: str) -> str:
+    """One series: a line, dots, or both."""
+    line = "" if mark == "points" else _line(x, y, place, colour)
+    dots = "" if mark == "line" else _dots(x, y, place, colour, faint=mark == "points" and len(x) > 50)
+    return line + dots
+
+
+def _line(x: np.ndarray, y: np.ndarray, place: _Place, colour: str) -> str:
+    keep = thinned(y, int(2 * (place.x.stop - place.x.start) / 3))
+    parts, lone, run = [], [], []
+    for a, b in [*zip(x[keep], y[keep], strict=True), (np.nan, np.nan)]:
+        if np.isfinite(a) and np.isfinite(b):
+            run.append(place(a, b))
+            continue
+        if len(run) == 1:
+            lone.append(run[0])  # a value between two gaps would not be seen as a line
+        elif run:
+            parts.append("M" + "L".join(run))
+        run = []
+    pen = 1.2 if len(keep) < len(y) else 1.75
+    style = f'fill="none" stroke="{colour}" stroke-width="{pen}" stroke-linejoin="round"'
+    drawn = f'<path d="{"".join(parts)}" {style}/>' if parts else ""
+    return drawn + "".join(_dot(at, colour, 2) for at in lone)
+
+
+def _dots(x: np.ndarray, y: np.ndarray, place: _Place, colour: str, *, faint: bool) -> str:
+    """Few points large and full, many small and faint, so that where they crowd is darker."""
+    seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    seen = seen[:: max(1, math.ceil(len(seen) / 2000))]
+    dots = "".join(_dot(place(x[i], y[i]), colour, 2.5 if faint else 4) for i in seen)
+    return f'<g fill-opacity="0.6">{dots}</g>' if faint else dots
 
 
 def _values(one: Series, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -200,9 +200,20 @@ def _legend(series: Sequence[Series], width: int) -> tuple[str, int]:
     return "".join(parts), int(y - 38) + 24
 
 
-def _axis(values: np.ndarray, start: float, stop: float, count: int, log: bool, *, pad: bool = True) -> _Axis:
+def _axis(
+    values: np.ndarray,
+    start: float,
+    stop: float,
+    count: int,
+    log: bool,
+    limits: tuple[float, float] | None,
+    *,
+    pad: bool = True,
+) -> _Axis:
     """The axis that shows all values, its ticks at round numbers (powers of ten and their 2s and 5s where log)."""
     low, high = float(values.min()), float(values.max())
+    if limits is not None:
+        low, high, pad = min(low, limits[0]), max(high, limits[1]), False
     if high - low <= max(1e-300, 1e-12 * max(abs(low), abs(high))):
         spread = 0.5 if log or abs(low) < 1e-290 else 0.1 * abs(low)
         low, high = low - spread, high + spread

@@ -6,7 +6,8 @@ data themselves (`networks`), or the published Inception network (`inception`). 
 would be judged on values nobody gets. Resize and quantisation are part of an extractor's name.
 
 Features lie in the cache under (hash of the extractor's weights and name, hash of the pictures' content), so the
-reference set is computed once, whichever run asks, and a changed picture or weight is never taken for the old one.
+reference set is computed once, whichever run asks, and a changed picture or weight is never taken for the old one. The
+mean and scatter of a set, which the Fréchet distance needs, lie beside them.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from moyai.errors import DataError, SaveError
+from moyai.evaluation.frechet import Statistics
 from moyai.evaluation.values import Features, Source
 from moyai.files import save_error, write_atomic
 
@@ -67,6 +69,35 @@ def extract(
         parts = [extractor.probabilities(part) for part in values.split(ROWS)]
     known = [part for part in parts if part is not None]
     return Features(values, extractor.source, torch.cat(known) if known else None, content)
+
+
+def statistics(features: Features, *, cache: Path | None = None) -> Statistics:
+    """Count, mean and scatter of features, from the folder `cache` where they were computed before."""
+    path = None
+    if cache is not None and features.content:
+        path = cache / "features" / _key(features.source) / f"{features.content[:32]}.statistics.safetensors"
+        known = _read_statistics(path, features)
+        if known is not None:
+            return known
+    found = Statistics.of(features.values, features.source)
+    if path is not None:
+        data = safetensors.torch.save({"mean": found.mean, "scatter": found.scatter})
+        make_folder(path.parent, len(data))
+        write_atomic(path, data)
+    return found
+
+
+def _read_statistics(path: Path, features: Features) -> Statistics | None:
+    """Cached statistics; None where there are none, or what lies there is not whole and has to be made again."""
+    try:
+        told = safetensors.torch.load(path.read_bytes())
+        mean, scatter = told["mean"], told["scatter"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    dimensions = features.source.dimensions
+    fits = mean.shape == (dimensions,) and scatter.shape == (dimensions, dimensions) and mean.dtype == torch.float64
+    whole = fits and bool(torch.isfinite(mean).all()) and bool(torch.isfinite(scatter).all())
+    return Statistics(len(features), mean, scatter, features.source) if whole else None
 
 
 def _computed(extractor: Extractor, pixels: Pixels, batch: int, progress: Progress | None) -> Tensor:

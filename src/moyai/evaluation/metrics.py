@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from moyai.errors import DataError, RequestError
-from moyai.evaluation.similarity import ms_ssim, scales, window
 from moyai.evaluation.values import Features, Source, Value, Z, same_source, share
 from moyai.randomness import generator
+from moyai.similarity import ms_ssim, scales, window
 
 KID_BLOCKS = 10  # at least, so that their spread says something
 KID_ROWS = 2000  # at most in a block: the kernel of one is rows x rows

@@ -56,7 +56,7 @@ caption{caption-side:top;text-align:left;padding:1rem 1.1rem .35rem;font-weight:
 th,td{padding:.6rem 1.1rem;text-align:left;border-top:1px solid var(--line);vertical-align:baseline}
 thead th{color:var(--soft);font-weight:500;font-size:.87rem;border-top:0;vertical-align:bottom}
 tbody th{font-weight:500;min-width:7.5rem}
-th.number,td.number{text-align:right;white-space:nowrap}
+th.number,td.number{text-align:right;white-space:nowrap;padding-left:.4rem;padding-right:.8rem}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,8.5rem),1fr));gap:1.1rem 1.25rem;
 padding:1.2rem 1.3rem;margin:0 0 1.75rem}
 dt{color:var(--soft);font-size:.85rem;line-height:1.35}

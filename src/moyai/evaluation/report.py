@@ -18,9 +18,8 @@ import torch
 
 from moyai import log, pictures, tasks
 from moyai.data.images import ImageSet, to_uint
-from moyai.evaluation import curves, page
-from moyai.evaluation.assessment import MEANING, ordered, shown
-from moyai.files import read_json
+from moyai.evaluation import curves, page, section, stagesection
+from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
 from moyai.version import __version__
 
@@ -49,16 +48,16 @@ def write(material: Material, progress: Callable[[int, int], None] | None = None
     samples, request = _samples(material, progress)
     sections = [
         page.Section("Samples", _sample_blocks(material, samples, request, folder)),
-        page.Section("First stage", _first_stage_blocks(material, folder)),
+        page.Section("First stage", stagesection.blocks(material.run, material.model, material.held_out, folder)),
         page.Section("From noise to samples", _process_blocks(material, folder)),
-        page.Section("Evaluation", _evaluation_blocks(material.run)),
+        page.Section("Evaluation", section.blocks(material.run)),
         page.Section("Training", _curve_blocks(material)),
         page.Section("Data", _data_blocks(material.data)),
         page.Section("Recipe", _recipe_blocks(material)),
     ]
     recipe = material.model.recipe
     path = material.run / "report.html"
-    kept = [section for section in sections if section.blocks]
+    kept = [one for one in sections if one.blocks]
     page.write(path, page.page(recipe.name, recipe.description or "A latent diffusion model", kept))
     return path
 
@@ -73,7 +72,7 @@ def _samples(material: Material, progress: Callable[[int, int], None] | None) ->
 def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Request, folder: Path) -> list[Any]:
     model = material.model
     recipe = tasks.picture_recipe(model, request)
-    names = model.classes or None
+    names = tasks.row_names(model, request)
     sheet = pictures.grid(samples, columns=request.n if names else COLUMNS, row_labels=names)
     pictures.save_png(folder / "samples.png", sheet, recipe)
     originals = pictures.grid(_originals(material, request), columns=request.n if names else COLUMNS, row_labels=names)
@@ -93,38 +92,20 @@ def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Reque
 
 
 def _originals(material: Material, request: tasks.Request) -> np.ndarray:
-    """As many real pictures in the same arrangement, the first of each class."""
-    train, labels = material.train, request.labels()
-    if labels is None:
+    """As many real pictures in the same arrangement, the first that are what each row was asked to be."""
+    train, asked = material.train, request.fields()
+    if not asked:
         index = np.arange(min(request.count, train.count))
     else:
-        classes = train.fields["class"]
-        rows = [np.resize(np.flatnonzero(classes == c)[: request.n], request.n) for c in request.classes]
+        rows = []
+        for row in range(0, request.count, request.n):
+            far = np.zeros(train.count)
+            for name, values in asked.items():  # another class is farther than any position
+                distance = np.abs(train.fields[name] - values[row])
+                far += 1e6 * (distance > 0) if name == "class" else distance
+            rows.append(np.resize(far.argsort(kind="stable")[: request.n], request.n))
         index = np.concatenate(rows)
     return to_uint(train.images(index), bits=train.bits)
-
-
-def _first_stage_blocks(material: Material, folder: Path) -> list[Any]:
-    held_out, model = material.held_out, material.model
-    index = np.linspace(0, held_out.count - 1, min(COLUMNS, held_out.count)).astype(np.int64)
-    images = held_out.images(index)
-    originals = to_uint(images, bits=held_out.bits)
-    again = model.decode(model.encode(images))
-    difference = np.abs(originals.astype(np.int64) - again.astype(np.int64)).astype(originals.dtype)
-    rows = np.concatenate([originals, again, difference])
-    sheet = pictures.grid(rows, columns=len(index), row_labels=("original", "reconstruction", "difference"))
-    pictures.save_png(folder / "reconstructions.png", sheet, None)
-    _, values = log.series(material.run / "first_stage" / "log.jsonl", "validation", "psnr")
-    quality = f"PSNR {values[-1]:.1f} dB on held-out pictures. " if values else ""
-    codec = model.codec
-    shape = " x ".join(str(n) for n in codec.shape())
-    statistics = page.Table(
-        ("channel", "mean", "standard deviation"),
-        tuple((str(i), f"{m:.4f}", f"{s:.4f}") for i, (m, s) in enumerate(zip(codec.mean, codec.std, strict=True))),
-        "The latents' statistics, measured over the training set; the prior sees them at mean 0, deviation 1.",
-    )
-    text = f"{quality}Latents are {shape}. The first stage alone is no sampler: noise decoded by it is noise."
-    return [_picture(sheet, "Held-out pictures", "originals above reconstructions"), page.Text(text), statistics]
 
 
 def _process_blocks(material: Material, folder: Path) -> list[Any]:
@@ -132,8 +113,9 @@ def _process_blocks(material: Material, folder: Path) -> list[Any]:
     if not model.recipe.report.gif:
         return []
     classes = range(min(PROCESS, len(model.classes)))
-    settings: dict[str, Any] = {"n": 1 if classes else PROCESS, "batch": len(classes) or PROCESS, "steps": 40}
-    request = tasks.request(model, classes, sampler="euler", grid="uniform-time", **settings)
+    places = [0.5] if classes and "position" in model.fields else None
+    settings: dict[str, Any] = {"n": 1 if model.fields else PROCESS, "batch": len(classes) or PROCESS, "steps": 40}
+    request = tasks.request(model, classes, positions=places, sampler="euler", grid="uniform-time", **settings)
     noisy, predicted = tasks.process(model, request)
     labels = ("noisy", "predicted")
     frames = [
@@ -166,21 +148,6 @@ def _curve_blocks(material: Material) -> list[Any]:
     return blocks
 
 
-def _evaluation_blocks(run: Path) -> list[Any]:
-    """The table of `moyai evaluate`, where it was run; a sentence for each number."""
-    if not (run / "evaluation.json").is_file():
-        return []
-    found = read_json(run / "evaluation.json")
-    (rows, metrics), facts = ordered(found), found["facts"]
-    cells = [(name, *(shown(values.get(name)) for values in rows.values()), MEANING.get(name, "")) for name in metrics]
-    caption = (
-        f"{facts['samples']} samples and {facts['held out']} held-out pictures (the floor) against "
-        f"{facts['reference']} training pictures; features: {facts['extractor']}."
-    )
-    warnings = dict.fromkeys(v["warning"] for values in rows.values() for v in values.values() if v["warning"])
-    return [page.Table(("", *rows, "what it says"), tuple(cells), caption), *(page.Warning(text) for text in warnings)]
-
-
 def _data_blocks(data: dict[str, Any]) -> list[Any]:
     report = data["report"]
     plain = {key: value for key, value in report.items() if isinstance(value, str | int | float | bool)}
@@ -200,8 +167,9 @@ def _recipe_blocks(material: Material) -> list[Any]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "prior": f"{_count(model.prior):,} parameters",
-        "first stage": f"{_count(model.codec.autoencoder):,} parameters",
     }
+    if isinstance(model.codec, LatentCodec):
+        versions["first stage"] = f"{_count(model.codec):,} parameters"
     blocks: list[Any] = [page.Code(material.command, "The command that repeats this run"), page.Facts(versions)]
     if material.plan.get("seconds"):
         rows = tuple((name, f"{value:.1f}") for name, value in material.plan["seconds"].items())

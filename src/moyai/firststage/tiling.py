@@ -11,17 +11,22 @@ so that the weights are linear ramps, and sum to 1 wherever tiles lie, because (
 weight is the product of two. Ramps are rounded to multiples of 1/1024, so that in float32 the sum is 1 exactly.
 
 A ramp takes the middle half of an overlap: a quarter of it at a tile's edge counts for nothing. A network none of whose
-outputs sees farther than that quarter therefore gives what it gives for the whole picture, to rounding. Ours sees the
-whole picture in GroupNorm, whose means are then a tile's, and in attention, so its result differs a little; a picture
-that fits into one tile is encoded and decoded as without tiles, to the bit.
+outputs sees farther than that quarter therefore gives what it gives for the whole picture, to rounding.
+
+Ours sees the whole picture in GroupNorm and in attention. A tile's own mean and variance would make a dark corner as
+bright as the rest, so those of GroupNorm are taken once, from the picture reduced to the size of a tile, and held for
+all tiles; attention sees a tile. The result then differs a little from the whole picture's. A picture that fits into
+one tile is encoded and decoded as without tiles, to the bit.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.errors import RequestError
@@ -39,14 +44,14 @@ def encode_tiled(
     tile, overlap: in pixels, multiples of the factor, 0 < overlap < tile (RequestError otherwise). Without gradients.
     """
     factor = autoencoder.factor
-    side, shared = _cells(tile, overlap, factor)
+    check_tiles(tile, overlap, factor)
     below, right = -images.shape[-2] % factor, -images.shape[-1] % factor
     images = F.pad(images, (0, right, 0, below), mode="replicate") if below or right else images
 
     def encode(part: Tensor) -> Tensor:
         return autoencoder.encode(part, cond).stored()["mean"]
 
-    return _tiled(encode, images, side, shared, given=factor, made=1)
+    return _tiled(autoencoder, encode, images, tile // factor, overlap // factor, given=factor, made=1)
 
 
 @torch.no_grad()
@@ -64,12 +69,12 @@ def decode_tiled(
     size: (height, width) that the pictures are cut to; not clamped. tile, overlap: as in `encode_tiled`, in pixels.
     """
     factor = autoencoder.factor
-    side, shared = _cells(tile, overlap, factor)
+    check_tiles(tile, overlap, factor)
 
     def decode(part: Tensor) -> Tensor:
         return autoencoder.decode(part, None, cond)
 
-    images = _tiled(decode, latents, side, shared, given=1, made=factor)
+    images = _tiled(autoencoder, decode, latents, tile // factor, overlap // factor, given=1, made=factor)
     return images if size is None else images[..., : size[0], : size[1]]
 
 
@@ -93,8 +98,8 @@ def weights(begins: Sequence[int], tile: int, overlap: int, length: int) -> Tens
     return (rises[:-1] - rises[1:]).float()
 
 
-def _cells(tile: int, overlap: int, factor: int) -> tuple[int, int]:
-    """Both in cells of `factor` pixels; RequestError where they do not fit it or each other."""
+def check_tiles(tile: int, overlap: int, factor: int) -> None:
+    """RequestError where the two, in pixels, do not fit the factor or each other."""
     for name, value in (("a tile", tile), ("an overlap", overlap)):
         if value < factor or value % factor:
             near = max(1, round(value / factor)) * factor
@@ -103,26 +108,75 @@ def _cells(tile: int, overlap: int, factor: int) -> tuple[int, int]:
         raise RequestError(f"tiles of {tile} are one cell, and cannot overlap; possible: {2 * factor} or more")
     if overlap >= tile:
         raise RequestError(f"tiles of {tile} cannot overlap by {overlap}; possible: {factor} to {tile - factor}")
-    return tile // factor, overlap // factor
 
 
-def _tiled(network: Callable[[Tensor], Tensor], x: Tensor, side: int, shared: int, *, given: int, made: int) -> Tensor:
+def _tiled(
+    autoencoder: Autoencoder,
+    network: Callable[[Tensor], Tensor],
+    x: Tensor,
+    side: int,
+    shared: int,
+    *,
+    given: int,
+    made: int,
+) -> Tensor:
     """The network over tiles of x (B, C, H, W), blended; a cell is `given` places of x and `made` of the result."""
     height, width = x.shape[-2] // given, x.shape[-1] // given
+    if max(height, width) <= side:
+        return network(x).float()
+    share = side / max(height, width)
+    size = (max(1, round(height * share)) * given, max(1, round(width * share)) * given)
     result: Tensor | None = None
-    for top, rows in _line(height, side, shared, made):
-        for left, columns in _line(width, side, shared, made):
-            down, across = min(side, height), min(side, width)
-            part = x[..., top * given : (top + down) * given, left * given : (left + across) * given]
-            out = network(part).float()
-            if result is None:
-                result = out.new_zeros(*out.shape[:-2], height * made, width * made)
-            weight = (rows[:, None] * columns[None, :]).to(out.device)
-            place = result[..., top * made : (top + down) * made, left * made : (left + across) * made]
-            place += out * weight
+    with _held_norms(autoencoder, lambda: network(F.interpolate(x, size=size, mode="area"))):
+        for top, rows in _line(height, side, shared, made):
+            for left, columns in _line(width, side, shared, made):
+                down, across = min(side, height), min(side, width)
+                out = network(x[..., top * given : (top + down) * given, left * given : (left + across) * given])
+                if result is None:
+                    result = torch.zeros(*out.shape[:-2], height * made, width * made, device=out.device)
+                weight = (rows[:, None] * columns[None, :]).to(out.device)
+                place = result[..., top * made : (top + down) * made, left * made : (left + across) * made]
+                place += out.float() * weight
     if result is None:
         raise ValueError(f"a picture of shape {tuple(x.shape)} has no tiles")
     return result
+
+
+@contextmanager
+def _held_norms(autoencoder: object, look: Callable[[], object]) -> Iterator[None]:
+    """Within this context every GroupNorm that `look()` goes through has the statistics it had there."""
+    modules = autoencoder.modules() if isinstance(autoencoder, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
+    taken: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
+
+    def take(norm: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        groups = inputs[0].float().reshape(len(inputs[0]), norm.num_groups, -1)  # (B, groups, ...)
+        taken[norm] = groups.mean(2), groups.var(2, unbiased=False)
+
+    def hold(norm: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if norm not in taken:
+            return output
+        mean, variance = (t.repeat_interleave(norm.num_channels // norm.num_groups, dim=1) for t in taken[norm])
+        scale = (variance + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)  # (B, C)
+        shift = (norm.bias if norm.affine else 0) - mean * scale
+        spread = (..., *[None] * (output.ndim - 2))
+        return (inputs[0] * scale[spread] + shift[spread]).to(output.dtype)
+
+    if norms:
+        with _hooked(norms, take):
+            look()
+    with _hooked(norms, hold):
+        yield
+
+
+@contextmanager
+def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _line(length: int, side: int, shared: int, made: int) -> Iterator[tuple[int, Tensor]]:

@@ -20,6 +20,9 @@ class AutoencoderConfig(Config):
     blocks: Positive = Field(1, description="residual blocks a level in the encoder (the decoder has one more)")
     latent_channels: Positive = Field(4, description="channels of the latents")
     attention: bool = Field(True, description="self-attention at the lowest resolution")
+    shortcut: bool = Field(
+        True, description="the networks learn what a small picture in wavelets lacks; false as in published ones"
+    )
     groups: Positive = Field(8, description="groups of GroupNorm (at most; must divide the channels)")
 
 

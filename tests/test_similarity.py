@@ -5,8 +5,8 @@ import pytest
 import scipy.ndimage
 import torch
 
+from moyai import similarity
 from moyai.errors import DataError
-from moyai.evaluation import similarity
 
 
 def pair(height: int, width: int, channels: int = 1, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,160 @@
+"""A number read from a picture, such as where in a volume a slice lies: does a sample have what was asked for?
+
+The trunk of our own extractors with one linear output, trained on the real training pictures and their numbers t by
+the absolute difference
+
+    loss = mean |f(x) - t'|,      t' = (t - mean) / deviation
+
+and read back in the units of t. What it reaches on held-out real pictures is no property of the samples, so it stands
+beside theirs as the floor. Training is a pure function of (pictures, numbers, seed, steps); the network is kept in the
+cache under the hash of these.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from moyai.errors import CheckpointError, DataError
+from moyai.evaluation import networks
+from moyai.evaluation.features import Pixels, check_pixels, content_hash, make_folder, to_images, weights_hash
+from moyai.evaluation.networks import Trunk
+from moyai.evaluation.values import Source
+from moyai.files import write_atomic
+
+VERSION = 1  # counts up when the same call gives another network
+
+
+class Regressor:
+    """A trained trunk and the number read from its features. It is an extractor too, so that features are cached."""
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        head: nn.Linear,
+        shape: tuple[int, int, int],
+        field: str,
+        scale: tuple[float, float],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device, self.shape, self.field, self.scale = torch.device(device), shape, field, scale
+        self.trunk = trunk.to(device).eval().requires_grad_(False)
+        self.head = head.to(device).eval().requires_grad_(False)
+        channels, height, width = shape
+        name = f"own regressor of {field}, {height} x {width} x {channels}, of stored integers"
+        self.source = Source(name, weights_hash(self.tensors()), head.in_features)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name, with the mean and deviation of the numbers."""
+        parts = {"trunk": self.trunk.state_dict(), "head": self.head.state_dict()}
+        named = {f"{part}.{name}": values for part, all_of in parts.items() for name, values in all_of.items()}
+        return {**named, "scale": torch.tensor(self.scale, dtype=torch.float64)}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (B, D) of pictures (B, C, H, W) in [-1, 1]."""
+        if tuple(images.shape[1:]) != self.shape:
+            raise DataError(f"{self.source.name} does not take pictures (C, H, W) of {tuple(images.shape[1:])}")
+        return self.trunk(images.to(self.device))
+
+    def probabilities(self, features: Tensor) -> None:
+        """It knows no classes."""
+        return
+
+    def read(self, features: Tensor) -> np.ndarray:
+        """The number of each picture, (N,) float64, from features (N, D)."""
+        with torch.no_grad():
+            found = self.head(features.to(self.device))[:, 0].double().cpu().numpy()
+        return found * self.scale[1] + self.scale[0]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A step of training: its number, of how many, its loss; the regressor with the last one."""
+
+    step: int
+    steps: int
+    loss: float
+    regressor: Regressor | None = None
+
+
+def train(
+    pixels: Pixels,
+    numbers: np.ndarray,
+    *,
+    field: str,
+    seed: int,
+    steps: int = 800,
+    batch: int = 128,
+    device: torch.device | str = "cpu",
+) -> Iterator[Trained]:
+    """Train a trunk to read `numbers` (N,) from pictures (N, C, H, W). DataError where they are all the same."""
+    check_pixels(pixels)
+    numbers = np.asarray(numbers, dtype=np.float64)
+    scale = _scale(numbers, len(pixels), field)
+    wanted = torch.from_numpy((numbers - scale[0]) / scale[1]).float()
+    trunk, head = networks._networks(pixels.shape[1], lambda features: nn.Linear(features, 1), seed, device)
+    net = nn.Sequential(trunk, head)
+
+    def loss(step: int, rows: np.ndarray) -> Tensor:
+        return (net(to_images(pixels[rows]).to(device))[:, 0] - wanted[rows].to(device)).abs().mean()
+
+    value = 0.0
+    every = np.arange(len(pixels))
+    for step, value in networks._optimised(net, loss, every, seed=seed, steps=steps, batch=batch):
+        yield Trained(step, steps, value)
+    yield Trained(steps, steps, value, Regressor(trunk, head, tuple(pixels.shape[1:]), field, scale, device))
+
+
+def _scale(numbers: np.ndarray, count: int, field: str) -> tuple[float, float]:
+    """Mean and deviation of the numbers."""
+    if numbers.shape != (count,):
+        raise DataError(f"{count} pictures need as many values of {field}, not {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{int((~np.isfinite(numbers)).sum())} of {count} values of {field} are not finite")
+    if numbers.std() == 0:
+        raise DataError(f"{field} is {numbers[0]:g} in all pictures: there is nothing to learn to read")
+    return float(numbers.mean()), float(numbers.std())
+
+
+# ---- files
+
+
+def save(regressor: Regressor, path: Path) -> None:
+    """The regressor as one safetensors file, whole or not at all."""
+    told = {"shape": regressor.shape, "field": regressor.field, "version": VERSION}
+    tensors = {name: values.cpu().contiguous() for name, values in regressor.tensors().items()}
+    data = safetensors.torch.save(tensors, {"regressor": json.dumps(told)})
+    make_folder(path.parent, len(data))
+    write_atomic(path, data)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Regressor:
+    """What `save` wrote; CheckpointError for anything else."""
+    try:
+        data = path.read_bytes()
+        tensors = safetensors.torch.load(data)
+        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        told = json.loads(head["__metadata__"]["regressor"])
+        channels, height, width = (int(n) for n in told["shape"])
+        trunk, line = Trunk(channels), nn.Linear(tensors["head.weight"].shape[1], 1)
+        trunk.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("trunk.")})
+        line.load_state_dict({n[5:]: v for n, v in tensors.items() if n.startswith("head.")})
+        mean, deviation = tensors["scale"].tolist()
+        return Regressor(trunk, line, (channels, height, width), str(told["field"]), (mean, deviation), device)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not a regressor of moyai: {error}") from error
+
+
+def path_in(cache: Path, pixels: Pixels, numbers: np.ndarray, *, field: str, seed: int, steps: int) -> Path:
+    """Where the regressor trained by exactly this call is kept: the name is the hash of all it follows from."""
+    told = hashlib.sha256(np.ascontiguousarray(numbers, dtype="<f8").data).hexdigest()
+    versions = f"{VERSION} {networks.VERSION} {networks.WIDTH}"
+    key = hashlib.sha256(f"{versions} {field} {content_hash(pixels)} {told} {seed} {steps}".encode()).hexdigest()
+    return cache / "extractors" / f"{key[:32]}.safetensors"

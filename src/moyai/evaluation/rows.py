@@ -1,0 +1,147 @@
+"""A row of an evaluation's table: every measure of one set of pictures against the reference.
+
+The measures themselves are in `frechet`, `metrics`, `neighbours`, `memorization`, `obedience` and `moyai.similarity`;
+here stands which of them are taken, and from which counts on they mean something.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from moyai import similarity
+from moyai.evaluation import frechet, memorization, metrics
+from moyai.evaluation.memorization import Memorization
+from moyai.evaluation.neighbours import manifold
+from moyai.evaluation.obedience import Obedience
+from moyai.evaluation.values import Features, Value
+
+FEW_BALLS = 50  # below so many pictures, shares of balls of 3 and 5 neighbours say little
+FEW_OF_CLASS = 10  # below so many pictures a class, class confidence is held down by the count
+SMALL = 4096  # numbers of a picture that copies are looked for in: larger ones are averaged to at most so many
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures to judge, (N, C, H, W) uint8 or uint16, and by field what each was asked to be, (N,)."""
+
+    pixels: np.ndarray
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)  # "class": int64; "position": 0 to 1
+
+    def rows(self, index: np.ndarray) -> "Pictures":
+        return Pictures(self.pixels[index], {name: values[index] for name, values in self.targets.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The training pictures that others are compared with."""
+
+    pixels: np.ndarray  # (M, C, H, W)
+    features: Features
+    neighbourhood: Features  # some of these, for what costs the product of the counts
+    statistics: frechet.Statistics
+    names: tuple[str, ...]
+    groups: np.ndarray | None  # (M,) int64
+
+
+def measure(
+    mine: Features, reference: Reference, judged: Pictures, judges: Mapping[str, Obedience]
+) -> dict[str, Value]:
+    """Every measure of a set of pictures and its features, by name. RequestError where the reference's features are
+    another extractor's."""
+    distance = frechet.fid(mine, reference.statistics)
+    near = manifold(mine, reference.neighbourhood)
+    found = [distance.value, distance.infinity, metrics.kid(mine, reference.features)]
+    fewest = min(len(mine), len(reference.neighbourhood))
+    few = f"neighbourhoods of {fewest} pictures say little; take {FEW_BALLS} or more"
+    balls = (near.precision, near.recall, near.density, near.coverage)
+    found += [warned(value, few) if fewest < FEW_BALLS else value for value in balls]
+    found += [judge.measure(judged.pixels, judged.targets[f]) for f, judge in judges.items() if f in judged.targets]
+    if mine.probabilities is not None:
+        value, wanted = metrics.class_confidence(mine), FEW_OF_CLASS * mine.probabilities.shape[1]
+        few = f"{len(mine)} pictures hold it down by their number; take {wanted} or more"
+        found.append(warned(value, few) if len(mine) < wanted else value)
+    found.append(metrics.sliced_wasserstein(judged.pixels, reference.pixels))
+    labels = judged.targets.get("class")
+    if labels is None or np.unique(labels, return_counts=True)[1].max() > 1:  # else no two are of one class
+        found.append(metrics.ms_ssim_diversity(judged.pixels, labels))
+    return {value.metric.split(" (")[0]: value for value in found}
+
+
+def fidelity(real: np.ndarray, again: np.ndarray) -> dict[str, Value]:
+    """PSNR, SSIM and MS-SSIM of reconstructions, means over pictures (N, C, H, W) with their standard errors.
+
+    Equal pictures, whose PSNR is infinite, count as if one of their values were wrong by one level.
+    """
+    source = metrics.pixel_source(real)
+    top = float(np.iinfo(real.dtype).max)
+    height, width = real.shape[2:]
+    scales = f"ms-ssim ({similarity.scales(height, width)} scales, window {similarity.window(height, width)})"
+    out = {}
+    for name, compare in (("psnr", similarity.psnr), ("ssim", similarity.ssim), (scales, similarity.ms_ssim)):
+        parts = []
+        for start in range(0, len(real), 256):
+            x, y = (torch.from_numpy(p[start : start + 256].astype(np.float32)) for p in (real, again))
+            parts.append(compare(x, y, top=top))
+        each = torch.cat(parts)
+        if name == "psnr":
+            each = each.clamp_max(10 * math.log10(top**2 * source.dimensions))
+        error = float(each.std()) / len(each) ** 0.5
+        out[name.split(" (")[0]] = Value(name, float(each.mean()), len(each), 0, source, error=error)
+    return out
+
+
+def copies(
+    mine: Features,
+    samples: np.ndarray,
+    reference: Reference,
+    theirs: Features,
+    real: np.ndarray,
+    groups: np.ndarray | None,
+) -> dict[str, Memorization]:
+    """The nearest training pictures of samples in "features" and in "pixels", with held-out pictures as the control.
+
+    groups: of the held-out pictures `real`, where the data have groups.
+    """
+    mine_of, theirs_of = (reference.groups, groups) if groups is not None else (None, None)
+    small = [_small(pixels) for pixels in (samples, reference.pixels, real)]
+    return {
+        "features": memorization.in_features(
+            mine, reference.features, theirs, groups=mine_of, held_out_groups=theirs_of
+        ),
+        "pixels": memorization.in_pixels(small[0], small[1], small[2], groups=mine_of, held_out_groups=theirs_of),
+    }
+
+
+def _small(pixels: np.ndarray) -> np.ndarray:
+    """Pictures averaged over squares until each has at most `SMALL` numbers; a copy stays a copy."""
+    count, channels, height, width = pixels.shape
+    side = 1
+    while channels * (height // side) * (width // side) > SMALL:
+        side += 1
+    if side == 1:
+        return pixels
+    h, w = height // side, width // side
+    parts = []
+    for start in range(0, count, 256):
+        cut = pixels[start : start + 256, :, : h * side, : w * side].astype(np.float32)
+        parts.append(cut.reshape(len(cut), channels, h, side, w, side).mean((3, 5)).round().astype(pixels.dtype))
+    return np.concatenate(parts)
+
+
+def without_floor(value: Value, held_out: int) -> Value:
+    """A value that depends on its count, warned of where there are not as many held-out pictures."""
+    if not value.biased:
+        return value
+    return warned(
+        value,
+        f"{held_out} held-out pictures are fewer than {value.count} samples: the floor at this count is not known, so "
+        "compare it with 'as many samples'",
+    )
+
+
+def warned(value: Value, warning: str) -> Value:
+    """The value with one more warning."""
+    return replace(value, warning="; ".join(filter(None, (value.warning, warning))))

@@ -1,0 +1,218 @@
+"""The evaluation as a reader of the report sees it: the table beside its floor, charts, copies, neighbours.
+
+Made from what `moyai evaluate` left in the run's folder, each part where its file is:
+
+    evaluation.json              the table, a sentence for each number, warnings, precision against recall
+    evaluation/snapshots.json    FID against the training step (`snapshots`)
+    evaluation/worst.png         the samples nearest to a training picture (`gallery`)
+    evaluation/neighbours.png    samples above their nearest training pictures (`gallery`)
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moyai.evaluation import curves, gallery, page, snapshots
+from moyai.evaluation.assessment import MEANING, ordered, shown
+from moyai.files import read_json
+
+RESULT = Path("evaluation.json")
+WORST, NEIGHBOURS = Path(gallery.FOLDER) / gallery.WORST, Path(gallery.FOLDER) / gallery.NEIGHBOURS
+COPIES = "share closer than"  # how the names of these values begin, whatever space they were measured in
+MOST = 10  # groups that are listed
+EXPECTED = 0.01  # of them, where nothing was copied
+Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+INTRODUCTION = """No number here means much alone; read it beside "held out". Those are real pictures that the model \
+has never seen, measured in the same way and, where there are enough of them, in the same number: the floor that \
+perfect samples would reach. "First stage" is what these pictures become through the latents and back. Samples are \
+seldom better than that, so where both rows are alike, a better first stage helps more than a longer training.
+
+A range in brackets holds the true value in 95 of 100 cases; ± is one standard error. Values of another extractor, or \
+at other counts, are on another scale and cannot be compared with these."""
+FEWER = """
+
+There are fewer held-out pictures than samples. Values that depend on the number of pictures, FID first of all, are \
+therefore given for "as many samples" too: compare these with the floor."""
+WORST_CAPTION = """The samples that are nearest to a training picture, nearest first, each above that picture. A copy \
+is the same picture twice; two pictures that are merely alike are not. Distances are in the features of the table; \
+1 % of held-out pictures are nearer to a training picture than the border."""
+NEIGHBOURS_CAPTION = """Samples from all over the request, each above the training pictures that are nearest to it in \
+features. Neighbours of the same kind show that the sample was understood as one of them; small differences in shape \
+and detail show that it was drawn anew. The number is the distance to the nearest."""
+
+
+def blocks(run: Path) -> list[page.Block]:
+    """The blocks of the section; empty where the run was not evaluated. DataError where a file is not to be read."""
+    if not (run / RESULT).is_file():
+        return []
+    result = read_json(run / RESULT)
+    rows, names = ordered(result)
+    steps = read_json(run / snapshots.FILE)["steps"] if (run / snapshots.FILE).is_file() else []
+    return [
+        page.Text(INTRODUCTION + (FEWER if "as many samples" in rows else "")),
+        *_tables(rows, names, result["facts"]),
+        *_warnings(rows),
+        *_charts(rows, steps),
+        *_copies(run, rows.get("samples", {}), result),
+        *_picture(run / NEIGHBOURS, NEIGHBOURS_CAPTION, "samples above their nearest training pictures"),
+    ]
+
+
+def made_of(run: Path) -> dict[str, str]:
+    """The files the section is made from and their sha256: what tells whether a report shows the newest."""
+    files = (path for path in (RESULT, snapshots.FILE, WORST, NEIGHBOURS) if (run / path).is_file())
+    return {path.as_posix(): hashlib.sha256((run / path).read_bytes()).hexdigest() for path in files}
+
+
+def _tables(rows: Rows, names: Sequence[str], facts: Mapping[str, Any]) -> list[page.Block]:
+    """The numbers, and what each says: two tables, since ranges need the whole width."""
+    cells = [(name, *(shown(values.get(name)) or None for values in rows.values())) for name in names]
+    caption = (
+        f"{facts['samples']:,} samples and {facts['held out']:,} held-out pictures against {facts['reference']:,} "
+        f"training pictures"
+    )
+    said = [(name, MEANING[name]) for name in names if name in MEANING]
+    return [
+        page.Table(("", *rows), cells, caption, f"Features: {facts['extractor']}."),
+        page.Table(("", "what it says"), said, "What the numbers mean"),
+    ]
+
+
+def _warnings(rows: Rows) -> list[page.Warning]:
+    """Each once, with the metrics it is about."""
+    about: dict[str, dict[str, None]] = {}
+    for values in rows.values():
+        for name, value in values.items():
+            if value["warning"]:
+                about.setdefault(value["warning"], {})[name] = None
+    return [page.Warning(f"{', '.join(names)}: {text}.") for text, names in about.items()]
+
+
+# ---- charts
+
+
+def _charts(rows: Rows, steps: Sequence[Mapping[str, Any]]) -> list[page.Block]:
+    found: list[page.Block] = []
+    mine = rows.get("samples", {}).get("precision")
+    ours = mine is not None and all(_comparable(mine, step["values"]["precision"]) for step in steps)
+    way = [step["values"] for step in steps] if ours else []
+    series = [
+        _points(row, [values], way) for row, values in reversed(rows.items()) if {"precision", "recall"} <= set(values)
+    ]
+    if series:
+        svg = curves.chart(
+            series,
+            title="Precision against recall",
+            x_label="recall: share of real pictures among samples",
+            y_label="precision: share of samples among real pictures",
+            x_limits=(0, 1),
+            y_limits=(0, 1),
+        )
+        found.append(page.Chart(svg, _WHERE + (_WAY.format(steps[0]["step"], steps[-1]["step"]) if way else "")))
+    if len(steps) > 1:
+        found += [page.Chart(_by_step(rows, steps), _BY_STEP), _steps_table(steps)]
+    return found
+
+
+_WHERE = (
+    "Top right is best. Low precision: samples that look like no real picture. Low recall: kinds of real pictures that "
+    "are never drawn."
+)
+_WAY = " Joined are the averages that training kept, from step {:,} to step {:,}; the last point is the table's."
+_BY_STEP = (
+    "The same request drawn by each average that training kept. Where the curve still falls at its end, more steps "
+    "help; where it has met the first stage's line, they will not."
+)
+
+
+def _points(row: str, values: Sequence[Mapping[str, Any]], way: Sequence[Mapping[str, Any]]) -> curves.Series:
+    """The place of a row; of the samples also the way there."""
+    joined = row == "samples" and len(way) > 0
+    places = [*way, *values] if joined else values
+    recall, precision = ([one[axis]["value"] for one in places] for axis in ("recall", "precision"))
+    return curves.Series(row, recall, precision, "joined" if joined else "points")
+
+
+def _by_step(rows: Rows, steps: Sequence[Mapping[str, Any]]) -> str:
+    """FID of each step, and as level lines the rows it may be compared with."""
+    at, values = [one["step"] for one in steps], [one["values"]["fid"] for one in steps]
+    series = [curves.Series("samples", at, [value["value"] for value in values], "joined")]
+    for row, label in (("first stage", "first stage"), ("held out", "held out (the floor)")):
+        level = rows.get(row, {}).get("fid")
+        if level is not None and all(_comparable(level, value) for value in values):
+            series.append(curves.Series(label, [at[0], at[-1]], [level["value"]] * 2))
+    drawn = [y for one in series for y in one.y]
+    wide = min(drawn) > 0 and max(drawn) > 5 * min(drawn)
+    label = "FID (logarithmic), lower is better" if wide else "FID, lower is better"
+    return curves.chart(series, title="FID against training step", x_label="step", y_label=label, log_y=wide)
+
+
+def _comparable(level: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
+    """Whether two values are of one extractor and one reference, and of about as many pictures."""
+    same = level["source"] == value["source"] and level["reference"] == value["reference"]
+    return same and 0.5 <= level["count"] / value["count"] <= 2
+
+
+def _steps_table(steps: Sequence[Mapping[str, Any]]) -> page.Table:
+    names = ("fid", "precision", "recall")
+    cells = tuple((f"{one['step']:,}", *(shown(one["values"][name]) for name in names)) for one in steps)
+    return page.Table(("step", *names), cells, "The averages kept during training")
+
+
+# ---- copies
+
+
+def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[page.Block]:
+    said: list[page.Block] = [page.Text(_sentence(value)) for name, value in samples.items() if name.startswith(COPIES)]
+    alt = "samples above the training pictures they are nearest to"
+    found = result.get("copies", {}).get("features", {})
+    return [*said, *_picture(run / WORST, WORST_CAPTION, alt), *_named(found, result["facts"]), *_by_group(found)]
+
+
+def _named(found: Mapping[str, Any], facts: Mapping[str, Any]) -> list[page.Block]:
+    """Which pictures those are: the seed draws the sample again, the name finds the training picture."""
+    if not found.get("worst"):
+        return []
+    seed = facts.get("request", {}).get("seed")
+    rows = []
+    for match in found["worst"]:
+        which = match["sample"] if seed is None else seed + match["sample"]
+        group = () if match.get("group") is None else (str(match["group"]),)
+        rows.append((str(which), str(match["training"]), *group, float(match["distance"])))
+    first = "sample" if seed is None else "seed of the sample"
+    groups = ("group",) * (len(rows[0]) - 3)
+    caption = f"The samples nearest to a training picture (border: {found['border']:.3g})"
+    return [page.Table((first, "training picture", *groups, "distance"), rows, caption)]
+
+
+def _by_group(found: Mapping[str, Any]) -> list[page.Block]:
+    groups = list(found.get("by_group", {}).items())
+    if not groups:
+        return []
+    note = f"The first {MOST} of {len(groups)} groups." if len(groups) > MOST else ""
+    caption = "Samples within the border, by the group of the training picture they are nearest to"
+    return [page.Table(("group", "samples"), groups[:MOST], caption, note)]
+
+
+def _sentence(value: Mapping[str, Any]) -> str:
+    """The share of close samples in words, and whether chance explains it: whether what is expected is in its range."""
+    count, share = value["count"], value["value"]
+    space = "pixels" if value["source"].startswith("pixels") else "features"
+    said = (
+        f"Are the samples copies? In {space}, {round(share * count):,} of {count:,} samples ({100 * share:.3g} %) are "
+        "closer to a training picture than 99 % of held-out pictures are; 1 % is expected where nothing is copied."
+    )
+    if value["low"] is None:
+        return said
+    if value["low"] > EXPECTED:
+        return f"{said} That is more than chance explains."
+    return f"{said} {'That is no more than expected.' if share <= EXPECTED else 'Chance can explain that.'}"
+
+
+def _picture(path: Path, caption: str, alt: str) -> list[page.Block]:
+    if not path.is_file():
+        return []
+    # Not pixelated: the sheet has its pixels as large as it wants them, and its letters should stay readable.
+    return [page.Picture(path.read_bytes(), "image/png", caption, alt, pixelated=False)]

@@ -1,0 +1,242 @@
+"""`moyai evaluate` on runs, folders, archives and arrays; each mistake is one line and exit status 2."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from moyai import cli
+from moyai.commands.evaluate import table
+from moyai.evaluation import extractors
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command: exit status, stdout, stderr."""
+    monkeypatch.setenv("MOYAI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(extractors, "own_extractor", functools.partial(extractors.own_extractor, steps=20))
+
+    def run(*words: object) -> tuple[int, str, str]:
+        status = cli.main(["evaluate", *map(str, words), "--quiet"])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Real pictures in class folders."""
+    return tiny.folder(tmp_path / "data", count=60)
+
+
+def samples(root: Path, count: int = 24, side: int = tiny.SIDE, seed: int = 7) -> Path:
+    """Other pictures of the same kind, in class folders."""
+    for i, (picture, label) in enumerate(zip(*tiny.shapes(count, side, seed), strict=True)):
+        (root / tiny.CLASSES[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(root / tiny.CLASSES[label] / f"{i:03d}.png")
+    return root
+
+
+def arrays(path: Path, count: int = 24, **changes: Any) -> Path:
+    """As `moyai sample --out x.npz` writes them."""
+    pixels, labels = tiny.shapes(count, seed=7)
+    held = {"images": pixels[..., None], "labels": labels, **changes}
+    np.savez_compressed(path, **{name: values for name, values in held.items() if values is not None})
+    return path
+
+
+def values(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+
+def test_a_folder_an_archive_and_arrays_of_the_same_pictures_say_the_same(
+    evaluate: Command, data: Path, tmp_path: Path
+) -> None:
+    folder = samples(tmp_path / "samples")
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", folder))
+    pixels, labels = tiny.shapes(24, seed=7)
+    order = np.argsort(labels, kind="stable")  # a folder lists class by class
+    stacked = arrays(tmp_path / "x.npz", images=pixels[order, ..., None], labels=labels[order])
+    found = []
+    for subject in (folder, archive, stacked):
+        status, said, error = evaluate(subject, "--against", data, "--json", tmp_path / "out" / "x.json")
+        assert (status, error) == (0, "")
+        assert "24 samples" in said
+        assert "class accuracy" in said
+        found.append(values(tmp_path / "out" / "x.json"))
+    assert found[0] == found[1] == found[2]
+    assert list(found[0]) == ["as many samples", "held out", "samples"]  # of fewer held-out pictures
+    assert json.loads((tmp_path / "out" / "x.json").read_text())["facts"]["against"] == str(data)
+
+
+def test_a_run_is_judged_with_its_first_stage_and_sampled_arrays_by_its_data(
+    evaluate: Command, finished_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run / "run", tmp_path / "run"))
+    status, said, error = evaluate(run, "--n", 9, "--seed", 3, "--json", tmp_path / "x.json")
+    assert (status, error) == (0, "")
+    assert "first stage" in said
+    drawn = values(run / "evaluation.json")
+    assert drawn == values(tmp_path / "x.json")
+    out = tmp_path / "x.npz"
+    assert cli.main(["sample", str(run), "--n", "3", "--seed", "3", "--batch", "80", "--out", str(out), "--quiet"]) == 0
+    status, _, error = evaluate(out, "--against", run, "--json", tmp_path / "y.json")
+    assert (status, error) == (0, "")
+    assert values(tmp_path / "y.json")["samples"] == drawn["samples"]  # the same pictures, the same extractor
+    elsewhere = tiny.folder(tmp_path / "elsewhere", count=45)
+    status, _, error = evaluate(run, "--n", 9, "--seed", 3, "--against", elsewhere, "--json", tmp_path / "z.json")
+    assert (status, error) == (0, "")
+    assert values(tmp_path / "z.json")["samples"]["fid"]["reference"] != drawn["samples"]["fid"]["reference"]
+    assert "class accuracy" in values(tmp_path / "z.json")["samples"]
+
+
+def test_classes_count_only_where_the_reference_has_them(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    folder = samples(tmp_path / "samples")
+    (folder / "disc").rename(folder / "circle")
+    assert evaluate(folder, "--against", data, "--json", tmp_path / "x.json")[0] == 0
+    found = values(tmp_path / "x.json")
+    assert "class accuracy" in found["held out"]
+    assert "class accuracy" not in found["samples"]
+    unlabelled = arrays(tmp_path / "x.npz", labels=np.full(24, -1))
+    assert evaluate(unlabelled, "--against", data, "--n", 10, "--json", tmp_path / "x.json")[0] == 0
+    assert "class accuracy" not in values(tmp_path / "x.json")["samples"]
+    assert values(tmp_path / "x.json")["samples"]["fid"]["count"] == 10
+
+
+def one_line(found: tuple[int, str, str]) -> str:
+    status, said, error = found
+    assert status == 2, (said, error)
+    return tiny.one_line(error)
+
+
+def test_bad_folders_are_one_line(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    def judged(folder: Path) -> str:
+        return one_line(evaluate(folder, "--against", data))
+
+    (tmp_path / "empty").mkdir()
+    assert "holds no pictures" in judged(tmp_path / "empty")
+    assert "holds 1 readable picture; at least 2 are needed" in judged(samples(tmp_path / "one", count=1))
+    said = judged(samples(tmp_path / "large", side=12))
+    assert "are not of 8 x 8 as the reference is" in said
+    assert "of 12 x 12" in said
+    mixed = samples(tmp_path / "mixed")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(mixed / "disc" / "000.png")
+    assert "1 picture(s) are not of 8 x 8 as the reference is, such as disc/000.png of 8 x 9" in judged(mixed)
+    colour = samples(tmp_path / "colour")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(colour / "disc" / "000.png")
+    assert "8 x 8 with 3 channel(s) of 8 bits and the reference is 8 x 8 with 1 channel(s)" in judged(colour)
+    emptied = samples(tmp_path / "emptied")
+    (emptied / "oval").mkdir()
+    assert "class 'oval' has no picture" in judged(emptied)
+    broken = samples(tmp_path / "broken")
+    (broken / "disc" / "000.png").write_bytes(b"no picture")
+    assert "disc/000.png" in judged(broken)
+
+
+def test_bad_references_are_one_line(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    folder = samples(tmp_path / "samples")
+    assert "so --against has to name what it is judged against" in one_line(evaluate(folder))
+    said = one_line(evaluate(folder, "--against", "mnits"))
+    assert "--against 'mnits' is nothing to judge by; possible: a recipe, a run's folder" in said
+    (tmp_path / "void").mkdir()
+    assert "holds no pictures" in one_line(evaluate(folder, "--against", tmp_path / "void"))
+    (data / "disc" / "000.png").unlink()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(data / "disc" / "z.png")
+    assert "such as disc/z.png of 9 x 9" in one_line(evaluate(folder, "--against", data))
+    (data / "disc" / "z.png").unlink()
+    (data / "oval").mkdir()
+    assert "class 'oval' has no picture" in one_line(evaluate(folder, "--against", data))
+
+
+def test_bad_arrays_are_one_line(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    def judged(**changes: Any) -> str:
+        return one_line(evaluate(arrays(tmp_path / "x.npz", **changes), "--against", data))
+
+    pixels = tiny.shapes(24)[0][..., None]
+    assert "has no array `images` but labels" in judged(images=None)
+    assert "`images` is float64 (24, 8, 8, 1); possible: uint8 or uint16" in judged(images=pixels / 255)
+    assert "`images` is uint8 (24, 8, 8)" in judged(images=pixels[..., 0])
+    assert "holds 1 picture; at least 2 are needed" in judged(images=pixels[:1], labels=None)
+    assert "holds 0 pictures" in judged(images=pixels[:0], labels=None)
+    assert "with 3 channel(s) of 8 bits and the reference" in judged(images=pixels.repeat(3, 3))
+    assert "8 x 8 with 1 channel(s) of 16 bits and the reference" in judged(images=pixels.astype(np.uint16))
+    assert "`labels` is int64 (7,)" in judged(labels=np.zeros(7, np.int64))
+    assert "`labels` reach to 3, and the reference has 3 classes, 0 to 2" in judged(labels=np.full(24, 3))
+    assert "cannot be read as an .npz of arrays" in judged(images=np.array([{}]))  # a pickle
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:100])
+    assert "cannot be read as an .npz" in one_line(evaluate(tmp_path / "x.npz", "--against", data))
+    np.save(tmp_path / "x.npy", pixels)
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    assert "holds one bare array" in one_line(evaluate(tmp_path / "x.npz", "--against", data))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere does not exist; possible: a run's folder"),
+        (
+            ["samples", "--against", "data", "--extractor", "vgg"],
+            "--extractor 'vgg' is unknown; possible: own, inception",
+        ),
+        (["samples", "--against", "data", "--extractor", "inception:x.safetensors"], "there is no file x.safetensors"),
+        (["samples", "--against", "data", "--extractor", "clip:x"], "there is no folder x"),
+        (["samples", "--against", "data", "--extractor", "dinov2:data"], "data has no config.json"),
+        (["samples", "--against", "data", "--seed", "3"], "--seed is for the samples of a run"),
+        (["samples", "--against", "data", "--steps", "3"], "--steps is for the samples of a run"),
+        (["samples", "--against", "data", "--n", "1"], "--n 1 is too few to judge; possible: 2 to 24"),
+        (["samples", "--against", "data", "--json", "data"], "--json data is a folder"),
+        (["samples", "--against", "data", "--json", "file.txt/x.json"], "file.txt cannot be made"),
+        (["file.txt", "--against", "data"], "file.txt cannot be judged"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    evaluate: Command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    samples(tmp_path / "samples")
+    (tmp_path / "file.txt").write_text("")
+    assert message in one_line(evaluate(*words))
+
+
+def test_a_run_is_not_judged_by_data_it_was_not_trained_on_or_of_another_size(
+    evaluate: Command, finished_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run / "run", tmp_path / "run"))
+    said = one_line(evaluate(run, "--n", 4, "--against", tiny.folder(tmp_path / "large", side=12)))
+    assert "makes pictures of 8 x 8 with 1 channel(s), and the reference is 12 x 12 with 1" in said
+    recipe = json.loads((run / "recipe.json").read_text())
+    recipe["data"]["root"] = str(tiny.folder(tmp_path / "other", count=30))
+    (run / "recipe.json").write_text(json.dumps(recipe))
+    assert "was trained on other data" in one_line(evaluate(run, "--n", 4))
+    assert not (run / "evaluation.json").exists()
+
+
+def test_the_printed_table_names_its_counts_and_its_extractor() -> None:
+    value = {
+        "value": 1.5,
+        "low": 1.0,
+        "high": 2.0,
+        "error": None,
+        "warning": "few pictures",
+        "source": "x",
+        "metric": "fid",
+    }
+    facts = {"samples": 3, "held out": 3, "reference": 9, "extractor": "own (abc)"}
+    row = {"fid": value, "ms-ssim": {**value, "metric": "ms-ssim (2 scales, window 11)", "warning": ""}}
+    lines = list(table({"rows": {"samples": row, "held out": row}, "facts": facts}))
+    assert "3 samples, 3 held-out and 9 training pictures; features: own (abc)" in lines[0]
+    assert lines[1].split() == ["held", "out", "samples"]
+    assert lines[2].count("1.5 (1 to 2)") == 2
+    assert {len(line) for line in lines[1:4]} == {len(lines[1])}  # one under another
+    assert lines[4] == "with: ms-ssim (2 scales, window 11)"
+    assert lines[-1] == "note: fid: few pictures"

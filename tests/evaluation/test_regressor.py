@@ -1,0 +1,124 @@
+"""A number read from pictures: learned where it is there, repeatable, cached; and what obedience makes of it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moyai.data.images import ImageSet, SourceFile
+from moyai.errors import CheckpointError, DataError
+from moyai.evaluation import obedience, regressor
+from moyai.evaluation.networks import Trunk
+from moyai.evaluation.obedience import PositionError
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody wants to see."""
+
+
+def slices(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Discs whose radius is their position, on noise: (N, 1, 16, 16) uint8 and (N,) from 0 to 1."""
+    rng = np.random.default_rng(seed)
+    positions = rng.uniform(0, 1, count)
+    y, x = np.mgrid[:16, :16] - 7.5
+    inside = np.hypot(y, x)[None] < 2 + 5 * positions[:, None, None]
+    return (40 + 160 * inside + rng.integers(0, 40, (count, 16, 16))).astype(np.uint8)[:, None], positions
+
+
+def trained(steps: int = 120, seed: int = 0) -> regressor.Regressor:
+    pixels, positions = slices(300)
+    *_, last = regressor.train(pixels, positions, field="position", seed=seed, steps=steps, batch=32)
+    assert last.regressor is not None
+    return last.regressor
+
+
+@pytest.fixture(scope="module")
+def judge() -> regressor.Regressor:
+    return trained()
+
+
+def images(**fields: np.ndarray) -> ImageSet:
+    pixels, _ = slices(60)
+    return ImageSet(pixels, fields, (), [str(i) for i in range(60)], (SourceFile("x", 1, "0" * 64),))
+
+
+def test_the_error_is_the_mean_difference_in_slices(judge: regressor.Regressor, tmp_path: Path) -> None:
+    pixels, positions = slices(80, seed=1)
+    measure = PositionError(judge, tmp_path)
+    read = judge.read(judge(torch.from_numpy(pixels).float() / 127.5 - 1))
+    found = measure.measure(pixels, positions)
+    each = np.abs(read - positions) * 31
+    assert found.value == pytest.approx(each.mean(), abs=1e-4)
+    assert found.error == pytest.approx(each.std(ddof=1) / np.sqrt(80), abs=1e-4)
+    assert found.metric == "position error (slices of 31)"
+    assert (found.count, found.reference, found.source) == (80, 0, judge.source)
+
+
+def test_it_reads_what_is_there_and_disobedience_shows(judge: regressor.Regressor, tmp_path: Path) -> None:
+    pixels, positions = slices(80, seed=1)
+    measure = PositionError(judge, tmp_path)
+    right = measure.measure(pixels, positions).value
+    guess = 31 * np.abs(positions - np.median(positions)).mean()  # the best that can be said without looking
+    assert right < guess / 3
+    assert measure.measure(pixels, 1 - positions).value > 2 * right
+    shifted = np.clip(positions + 0.3, 0, 1)
+    assert measure.measure(pixels, shifted).value > 2 * right
+
+
+def test_the_same_call_gives_the_same_network_and_files_keep_it(judge: regressor.Regressor, tmp_path: Path) -> None:
+    one, two, other = (trained(3, seed) for seed in (0, 0, 1))
+    assert one.source == two.source != other.source
+    path = tmp_path / "judge.safetensors"
+    regressor.save(judge, path)
+    again = regressor.load(path)
+    pixels = torch.from_numpy(slices(5)[0]).float() / 127.5 - 1
+    assert again.source == judge.source
+    np.testing.assert_array_equal(again.read(again(pixels)), judge.read(judge(pixels)))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="is not a regressor of moyai"):
+        regressor.load(path)
+
+
+def test_units_do_not_matter() -> None:
+    """Numbers on another scale give the same network, read back on that scale."""
+    pixels, positions = slices(100)
+    *_, plain = regressor.train(pixels, positions, field="x", seed=0, steps=5)
+    *_, scaled = regressor.train(pixels, 1000 * positions - 300, field="x", seed=0, steps=5)
+    assert plain.regressor is not None
+    assert scaled.regressor is not None
+    shown = torch.from_numpy(pixels[:9]).float() / 127.5 - 1
+    found, wanted = scaled.regressor.read(scaled.regressor(shown)), plain.regressor.read(plain.regressor(shown))
+    np.testing.assert_allclose(found, 1000 * wanted - 300, rtol=0, atol=0.05)
+
+
+def test_judges_are_made_for_the_fields_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obedience, "STEPS", 3)
+    _, positions = slices(60)
+    assert obedience.judges(images(), tmp_path, silent) == {}
+    assert obedience.judges(images(position=np.full(60, 0.5)), tmp_path, silent) == {}  # nothing to obey
+    data = images(position=positions, slice=np.arange(60))
+    made = obedience.judges(data, tmp_path, silent)
+    assert list(made) == ["position"]
+    again = obedience.judges(data, tmp_path, lambda *progress: pytest.fail("trained again"))["position"]
+    pixels = np.asarray(data.pixels)
+    assert again.measure(pixels, positions) == made["position"].measure(pixels, positions)
+
+
+def test_bad_input_in_one_line(judge: regressor.Regressor, tmp_path: Path) -> None:
+    pixels, positions = slices(10)
+    measure = PositionError(judge, tmp_path)
+    with pytest.raises(DataError, match=r"10 pictures need as many positions, not \(9,\)"):
+        measure.measure(pixels, positions[:9])
+    with pytest.raises(DataError, match="positions are fractions, 0 to 1, not"):
+        measure.measure(pixels, positions * 31)
+    with pytest.raises(DataError, match="does not take pictures"):
+        measure.measure(pixels[:, :, :8], positions)
+    for wrong, message in (
+        (positions[:9], r"need as many values of position"),
+        (np.full(10, 2.0), "position is 2 in all pictures"),
+        (np.full(10, np.nan), "10 of 10 values of position are not finite"),
+    ):
+        with pytest.raises(DataError, match=message):
+            next(regressor.train(pixels, wrong, field="position", seed=0))
+    assert isinstance(judge.trunk, Trunk)

@@ -1,0 +1,208 @@
+"""The section says what the files say: read back from the page, with every file, with few, with those of old runs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from moyai import pictures
+from moyai.evaluation import page, section, snapshots
+
+SVG = "{http://www.w3.org/2000/svg}"
+OLD_KEYS = ("value", "low", "high", "error", "count", "reference", "warning", "source")
+CLOSE = "share closer than the control's 1st percentile"
+
+
+def value(number: float, count: int = 200, **changes: Any) -> dict[str, Any]:
+    """A value with the keys the first evaluations had."""
+    low, high = 0.9 * number, 1.1 * number
+    told = (number, low, high, None, count, 5000, "", "own (abc)")
+    return dict(zip(OLD_KEYS, told, strict=True)) | changes
+
+
+def row(fid: float, precision: float, recall: float, **more: Any) -> dict[str, Any]:
+    return {"fid": value(fid), "precision": value(precision), "recall": value(recall), **more}
+
+
+def evaluated(run: Path, **samples: Any) -> Path:
+    """A run's folder with an evaluation in it."""
+    rows = {"held out": row(0.5, 0.9, 0.95), "first stage": row(1.25, 0.8, 0.85), "samples": row(4.0, 0.7, 0.6)}
+    rows["samples"] |= samples
+    facts = {"extractor": "own (abc)", "samples": 200, "held out": 200, "reference": 5000}
+    (run / "evaluation.json").write_text(json.dumps({"rows": rows, "facts": facts}))
+    return run
+
+
+def with_steps(run: Path, *fids: float, **changes: Any) -> Path:
+    steps = [
+        {"step": 100 * (i + 1), "values": {n: v | changes for n, v in row(fid, 0.1 * i, 0.05 * i).items()}}
+        for i, fid in enumerate(fids)
+    ]
+    (run / "evaluation").mkdir(exist_ok=True)
+    (run / snapshots.FILE).write_text(json.dumps({"facts": {}, "steps": steps}))
+    return run
+
+
+def charts(blocks: list[page.Block]) -> dict[str, ElementTree.Element]:
+    found = [ElementTree.fromstring(block.svg) for block in blocks if isinstance(block, page.Chart)]
+    return {next(root.iter(f"{SVG}text")).text or "": root for root in found}
+
+
+def told(root: ElementTree.Element) -> dict[str, list[float]]:
+    """What a chart says aloud of each series: its first and last value."""
+    found = re.findall(r"(?:: |; )([^;:]+?) from (\S+) to ([^,]+),", root.get("aria-label", ""))
+    return {name: [float(first), float(last)] for name, first, last in found}
+
+
+def texts(blocks: list[page.Block], kind: type = page.Text) -> str:
+    return "\n".join(block.text for block in blocks if isinstance(block, kind))
+
+
+def test_a_run_that_was_not_evaluated_has_no_section(tmp_path: Path) -> None:
+    assert section.blocks(with_steps(tmp_path, 3.0, 2.0)) == []
+    assert section.made_of(tmp_path) == {
+        "evaluation/snapshots.json": section.made_of(tmp_path)["evaluation/snapshots.json"]
+    }
+
+
+def test_an_evaluation_of_before_has_its_table_its_chart_and_no_more(tmp_path: Path) -> None:
+    blocks = section.blocks(evaluated(tmp_path))
+    assert [type(block) for block in blocks] == [page.Text, page.Table, page.Table, page.Chart]
+    table, meanings = (block for block in blocks if isinstance(block, page.Table))
+    assert table.headers == ("", "held out", "first stage", "samples")
+    fid = next(cells for cells in table.rows if cells[0] == "fid")
+    assert fid[1:] == ("0.5 (0.45 to 0.55)", "1.25 (1.12 to 1.38)", "4 (3.6 to 4.4)")
+    assert [cells[0] for cells in meanings.rows] == [cells[0] for cells in table.rows] == ["fid", "precision", "recall"]
+    assert "lower is better" in str(meanings.rows[0][1])
+    assert "200 samples and 200 held-out pictures against 5,000 training pictures" in table.caption
+    assert table.note == "Features: own (abc)."
+    page.page("title", "", [page.Section("Evaluation", blocks)])
+
+
+def test_each_warning_is_said_once_with_the_values_it_is_about(tmp_path: Path) -> None:
+    few = {"warning": "few pictures"}
+    run = evaluated(tmp_path, fid=value(1.0, **few), kid=value(1.0, **few), precision=value(0.5, warning="<other>"))
+    blocks = section.blocks(run)
+    assert texts(blocks, page.Warning).splitlines() == ["fid, kid: few pictures.", "precision: <other>."]
+
+
+def test_precision_is_drawn_against_recall_for_every_row_and_every_step(tmp_path: Path) -> None:
+    root = charts(section.blocks(with_steps(evaluated(tmp_path), 9.0, 6.0, 4.0)))["Precision against recall"]
+    labels = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"held out", "first stage", "samples", "0", "1.0"} <= set(labels)
+    dots = {(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in root.iter(f"{SVG}circle")}
+    assert len(dots) == 2 + 3 + 1
+    # From the places of the floor and of step 100, which is at (0, 0), the place of the samples follows.
+    (x0, y1), (x1, y0) = (
+        (min(d[0] for d in dots), min(d[1] for d in dots)),
+        (max(d[0] for d in dots), max(d[1] for d in dots)),
+    )
+    expected = (x0 + (x1 - x0) * 0.6 / 0.95, y0 + (y1 - y0) * 0.7 / 0.9)
+    assert min(np.hypot(x - expected[0], y - expected[1]) for x, y in dots) < 0.2
+
+
+def test_fid_is_drawn_against_the_step_beside_the_floor(tmp_path: Path) -> None:
+    blocks = section.blocks(with_steps(evaluated(tmp_path), 9.0, 6.0, 4.0))
+    found = told(charts(blocks)["FID against training step"])
+    assert found == {"samples": [9, 4], "first stage": [1.25, 1.25], "held out (the floor)": [0.5, 0.5]}
+    table = next(block for block in blocks if isinstance(block, page.Table) and block.headers[0] == "step")
+    assert [cells[0] for cells in table.rows] == ["100", "200", "300"]
+    assert table.rows[2][1] == "4 (3.6 to 4.4)"
+
+
+@pytest.mark.parametrize("changes", [{"source": "another (def)"}, {"reference": 100}, {"count": 1000}])
+def test_steps_that_cannot_be_compared_with_the_floor_stand_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = charts(section.blocks(with_steps(evaluated(tmp_path), 9.0, 4.0, **changes)))
+    assert list(told(found["FID against training step"])) == ["samples"]
+    assert len(list(found["Precision against recall"].iter(f"{SVG}circle"))) == 3
+
+
+def test_one_step_makes_no_curve_and_a_wide_range_is_logarithmic(tmp_path: Path) -> None:
+    assert list(charts(section.blocks(with_steps(evaluated(tmp_path), 4.0)))) == ["Precision against recall"]
+    root = charts(section.blocks(with_steps(evaluated(tmp_path), 50.0, 4.0)))["FID against training step"]
+    assert any("logarithmic" in (text.text or "") for text in root.iter(f"{SVG}text"))
+
+
+@pytest.mark.parametrize(
+    ("close", "words"),
+    [
+        (
+            value(0.03, low=0.013, high=0.06),
+            ("In features, 6 of 200 samples (3 %)", "That is more than chance explains."),
+        ),
+        (value(0.02, low=0.008, high=0.05), ("In features, 4 of 200 samples (2 %)", "Chance can explain that.")),
+        (
+            value(0.0, low=0.0, high=0.02, source="pixels 8 x 8 x 1, 8 bit"),
+            ("In pixels, 0 of 200 samples (0 %)", "That is no more than expected."),
+        ),
+        (value(0.5, low=None), ("100 of 200 samples (50 %)", "1 % is expected")),
+    ],
+)
+def test_copies_are_told_in_a_sentence(tmp_path: Path, close: dict[str, Any], words: tuple[str, ...]) -> None:
+    said = texts(section.blocks(evaluated(tmp_path, **{CLOSE: close})))
+    assert all(word in said for word in (*words, "closer to a training picture than 99 % of held-out pictures are"))
+    assert said.endswith("." if close["low"] is None else words[-1])
+
+
+def test_the_nearest_are_named_and_close_ones_counted_by_group(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+    result = json.loads((run / "evaluation.json").read_text())
+    worst = [
+        {"sample": 7, "training": "a/<1>.png", "distance": 0.125, "group": 3},
+        {"sample": 2, "training": "b.png", "distance": 2.0, "group": 11},
+    ]
+    by_group = {str(group): 20 - group for group in range(12)}
+    result["copies"] = {"features": {"border": 0.25, "close": 1, "worst": worst, "by_group": by_group}}
+    result["facts"]["request"] = {"seed": 1000}
+    (run / "evaluation.json").write_text(json.dumps(result))
+    named, groups = [block for block in section.blocks(run) if isinstance(block, page.Table)][2:]
+    assert named.headers == ("seed of the sample", "training picture", "group", "distance")
+    assert named.rows == [("1007", "a/<1>.png", "3", 0.125), ("1002", "b.png", "11", 2.0)]
+    assert "border: 0.25" in named.caption
+    assert groups.rows == [(str(group), 20 - group) for group in range(10)]
+    assert groups.note == "The first 10 of 12 groups."
+    for match in worst:  # pictures that were given have no seeds, and most data have no groups
+        match["group"] = None
+    del result["facts"]["request"], result["copies"]["features"]["by_group"]
+    (run / "evaluation.json").write_text(json.dumps(result))
+    (named,) = [block for block in section.blocks(run) if isinstance(block, page.Table)][2:]
+    assert named.headers == ("sample", "training picture", "distance")
+    assert named.rows[0] == ("7", "a/<1>.png", 0.125)
+
+
+def test_a_floor_of_fewer_pictures_is_explained(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+    assert "as many samples" not in texts(section.blocks(run))
+    result = json.loads((run / "evaluation.json").read_text())
+    result["rows"]["as many samples"] = row(5.0, 0.6, 0.5)
+    (run / "evaluation.json").write_text(json.dumps(result))
+    assert 'given for "as many samples" too' in texts(section.blocks(run))
+
+
+def test_the_sheets_are_shown_where_they_are(tmp_path: Path) -> None:
+    run = evaluated(tmp_path, **{CLOSE: value(0.02), f"{CLOSE} (pixels)": value(0.03, source="pixels 8 x 8 x 1")})
+    data = {
+        name: pictures.png_bytes(np.full((4, 4, 1), grey, np.uint8)) for name, grey in (("worst", 1), ("neighbours", 2))
+    }
+    before = section.made_of(run)
+    for name, content in data.items():
+        pictures.write_bytes(run / "evaluation" / f"{name}.png", content)
+    blocks = section.blocks(run)
+    assert [block.data for block in blocks if isinstance(block, page.Picture)] == [data["worst"], data["neighbours"]]
+    assert texts(blocks).count("Are the samples copies?") == 2
+    assert set(section.made_of(run)) - set(before) == {"evaluation/worst.png", "evaluation/neighbours.png"}
+    html = page.page("title", "", [page.Section("Evaluation", blocks)])
+    assert html.count("data:image/png;base64,") == 2
+
+
+def test_what_it_is_made_of_changes_with_any_file(tmp_path: Path) -> None:
+    run = with_steps(evaluated(tmp_path), 3.0, 2.0)
+    first = section.made_of(run)
+    assert section.made_of(run) == first
+    with_steps(run, 3.0, 2.5)
+    second = section.made_of(run)
+    assert {name for name in second if second[name] != first[name]} == {"evaluation/snapshots.json"}

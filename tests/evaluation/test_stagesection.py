@@ -1,0 +1,137 @@
+"""The first stage's section says what the log says, for logs of now and of before."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moyai.data.images import ImageSet
+from moyai.evaluation import page, stagesection
+from moyai.firststage import health
+from moyai.firststage.codec import PixelCodec
+
+OLD = [
+    {"step": 5, "train": {"loss": 0.4, "reconstruction": 0.4}, "time": {"seconds": 1.0}},
+    {"step": 5, "validation": {"l1": 0.4, "psnr": 12.0, "kl": 2.0}},
+    {"step": 10, "validation": {"l1": 0.08, "psnr": 23.5, "kl": 3.0}},
+]
+GAN = {"adaptive weight": 3.0, "logits real": 4.0, "logits fake": -5.0}
+NOW: list[dict[str, Any]] = [
+    {
+        "step": step,
+        "validation": {
+            "l1": 0.05,
+            "psnr": 20.0 + step,
+            "ssim": 0.85,
+            "ms-ssim": 0.95,
+            "ms-ssim scales": 2.0,
+            "fine power": 0.3,
+            "kl": 5.0,
+            "unused channels": 0.0,
+            "kl/0": 4.0,
+            "kl/1": 6.0,
+            "std/0": 0.01,
+            "std/1": 0.5,
+            "noise share/0": 0.001,
+            "noise share/1": 0.4,
+        },
+    }
+    for step in (5, 10)
+]
+NOW += [{"step": step, "train": {"loss": 1.0, **GAN}} for step in (8, 9)]
+NOW += [{"step": 10, "train": {"loss": 1.0}}]
+
+
+class Halved:
+    """A model whose latents are the picture and whose reconstruction is half of it."""
+
+    def __init__(self, codec: Any) -> None:
+        self.codec = codec
+
+    def encode(self, images: torch.Tensor, fields: Any = None) -> torch.Tensor:
+        return images
+
+    def decode(self, latents: torch.Tensor, fields: Any = None) -> np.ndarray:
+        return ((latents.permute(0, 2, 3, 1).numpy() + 1) / 4 * 255).astype(np.uint8)
+
+
+class Codec:
+    mean, std = torch.tensor([0.5, -2.0]), torch.tensor([1.5, 3.0])
+
+    def shape(self) -> tuple[int, int, int]:
+        return 2, 4, 4
+
+
+def written(folder: Path, lines: list[dict[str, Any]]) -> Path:
+    (folder / "first_stage").mkdir()
+    (folder / stagesection.LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def blocks(folder: Path, codec: Any = None) -> list[page.Block]:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8)).astype(np.uint8)
+    held_out = ImageSet(pixels, {}, (), ["a", "b", "c"], ())
+    model: Any = Halved(codec or Codec())
+    return stagesection.blocks(folder, model, held_out, folder)
+
+
+def tables(found: list[page.Block]) -> dict[str, page.Table]:
+    return {str(block.headers[0]): block for block in found if isinstance(block, page.Table)}
+
+
+def titles(found: list[page.Block]) -> list[str]:
+    svgs = [block.svg for block in found if isinstance(block, page.Chart)]
+    return [re.search(r'aria-label="([^:"]+)', svg).group(1) for svg in svgs]  # type: ignore[union-attr]
+
+
+def test_a_log_of_now_has_instruments_warnings_curves_and_channels(tmp_path: Path) -> None:
+    found = blocks(written(tmp_path, NOW))
+    assert (tmp_path / "reconstructions.png").is_file()
+    assert isinstance(found[0], page.Picture)
+    text = next(block.text for block in found if isinstance(block, page.Text))
+    assert "PSNR 30.0 dB" in text
+    assert "2 x 4 x 4" in text
+    assert "alone is no sampler" in text
+    values = {**NOW[1]["validation"], **GAN}
+    said = [block.text for block in found if isinstance(block, page.Warning)]
+    assert said == [f"{sentence}." for sentence in health.judge(values)]
+    assert len(said) == 3  # fine power, noise, the discriminator
+    rows = {str(row[0]): row for row in tables(found)["instrument"].rows}
+    assert rows["psnr"][1:4] == ("30", "dB", "at least 20")
+    assert rows["ms-ssim"][2] == "scales: 2"
+    assert rows["noise share"][1:4] == ("0.4", "channel 1", "at most 0.2")
+    assert rows["fine power"][3] == "0.8 to 1.2"
+    assert rows["logits gap"][1] == "9"
+    assert set(rows) == {one.name for one in health.INSTRUMENTS if one.values(health.derived(values))}
+    channels = tables(found)["channel"]
+    assert channels.headers[3:] == ("KL", "posterior deviation", "noise share")
+    assert list(channels.rows) == [
+        ("0", "0.5000", "1.5000", "4", "0.01", "0.001"),
+        ("1", "-2.0000", "3.0000", "6", "0.5", "0.4"),
+    ]
+    assert {"PSNR", "SSIM", "KL", "Fine power", "Adaptive weight"} <= set(titles(found))
+    assert "Perplexity" not in titles(found)
+    page.page("title", "", [page.Section("First stage", found)])
+
+
+def test_a_log_of_before_still_renders(tmp_path: Path) -> None:
+    found = blocks(written(tmp_path, OLD))
+    assert [str(row[0]) for row in tables(found)["instrument"].rows] == ["l1", "psnr", "kl"]
+    assert tables(found)["channel"].headers == ("channel", "mean", "standard deviation")
+    assert titles(found) == ["PSNR", "KL"]
+    assert not [block for block in found if isinstance(block, page.Warning)]
+    page.page("title", "", [page.Section("First stage", found)])
+
+
+@pytest.mark.parametrize("lines", [[], OLD[:1]])
+def test_a_log_without_a_validation_has_pictures_and_statistics_only(tmp_path: Path, lines: list[Any]) -> None:
+    found = blocks(written(tmp_path, lines))
+    assert [type(block) for block in found] == [page.Picture, page.Text, page.Table]
+
+
+def test_pixels_have_no_first_stage(tmp_path: Path) -> None:
+    assert blocks(tmp_path, PixelCodec((1, 8, 8))) == []
