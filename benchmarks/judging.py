@@ -55,7 +55,7 @@ def judge(
     samples: (N, H, W) uint8; labels: (N,), the classes asked for, None of what knows no classes, which is then not
     judged by them; again: `Data.real` through a first stage and back; steps: of the classifier's training.
     """
-    from moyai.evaluation import assessment, obedience
+    from moyai.evaluation import assessment, extractors, obedience
     from moyai.evaluation.rows import Pictures
 
     cache = cache_folder()
@@ -63,7 +63,7 @@ def judge(
         Pictures(samples[:, None], {} if labels is None else {"class": labels}),
         data.train,
         data.held_out,
-        assessment.own_extractor(data.train, cache, silent, steps=steps),
+        extractors.own_extractor(data.train, cache, silent, steps=steps),
         again=None if again is None else again[:, None],
         judges={} if labels is None else obedience.judges(data.train, cache, silent),
         cache=cache,

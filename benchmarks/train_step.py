@@ -1,7 +1,10 @@
-"""The training steps of the first stage (L1 + KL) and of the prior (v, one class token), beside the peer's.
+"""The training steps of the first stage (L1 + KL), of the first stage with a discriminator (hinge PatchGAN and adaptive
+weight), and of the prior (v, one class token), beside the peer's.
 
 Ours is the step of `moyai train`, its averaged weights, counters and draws included, on data already in memory.
-The peer's is the plain loop of its guides: network, loss, backward, clip, AdamW. "auto" is what a user gets who
+The peer's is the plain loop of its guides: network, loss, backward, clip, AdamW. It has no discriminator; the same
+losses are written around its autoencoder in the order of its own script: a step of either side, each with a forward of
+its own. "auto" is what a user gets who
 says nothing; the peer's default is float32.
 """
 
@@ -20,9 +23,11 @@ from moyai.diffusion.denoiser import Denoiser
 from moyai.diffusion.loss import weighting
 from moyai.diffusion.parameterization import V
 from moyai.firststage.autoencoder import LatentAutoencoder
-from moyai.firststage.config import ObjectiveConfig
+from moyai.firststage.config import AdversarialConfig, ObjectiveConfig
 from moyai.firststage.objective import Objective
-from moyai.nets.config import AutoencoderConfig, UNetConfig
+from moyai.firststage.rivalry import Rival
+from moyai.nets.config import AutoencoderConfig, DiscriminatorConfig, UNetConfig
+from moyai.nets.discriminator import PatchDiscriminator
 from moyai.nets.precision import Precision, autocast, autocast_dtype, keep_memory
 from moyai.nets.unet import UNet
 from moyai.priors.diffusion import DiffusionPrior
@@ -34,6 +39,7 @@ from moyai.training.steps import Losses, LossOf, train_step
 
 AUTOENCODER = AutoencoderConfig(factor=4, multipliers=(1, 2, 2))
 UNET = UNetConfig(multipliers=(1, 2), attention=(True, True))
+ADVERSARIAL = AdversarialConfig(net=DiscriminatorConfig(layers=2))
 CLASSES, WIDTH = 10, ClassCondition().width
 
 
@@ -71,9 +77,32 @@ def first_stage(args: argparse.Namespace, precision: str) -> common.Step:
         with autocast(number_format, "cpu"):
             posterior = model.encode(batch.images)
             reconstructions = model.decode(posterior.sample(draw), (args.size, args.size))
-        return objective(batch.images, reconstructions, posterior)
+            terms = objective(batch.images, reconstructions, posterior, draw.step)
+        return terms.fidelity + terms.regularizer, terms.parts
 
     state = TrainState.new({"autoencoder": model}, TrainConfig(steps=10_000))
+    return _stepper(state, loss_of, Batch(torch.arange(args.batch), images))
+
+
+def adversarial(args: argparse.Namespace, precision: str) -> common.Step:
+    keep_memory()
+    model = LatentAutoencoder(AUTOENCODER, args.channels)
+    rival = Rival(ADVERSARIAL, PatchDiscriminator(ADVERSARIAL.net, args.channels))
+    _compiled(model.encoder, precision)
+    number_format = _compiled(model.decoder, precision)
+    objective = Objective(ObjectiveConfig())
+    images = torch.randn(args.batch, args.channels, args.size, args.size)
+
+    def loss_of(batch: Batch, draw: Draw) -> Losses:
+        assert batch.images is not None
+        with autocast(number_format, "cpu"):
+            posterior = model.encode(batch.images)
+            reconstructions = model.decode(posterior.sample(draw), (args.size, args.size))
+            terms = objective(batch.images, reconstructions, posterior, draw.step)
+            more, said = rival.losses(batch.images, reconstructions, {}, terms.fidelity, model.last_layer, 1.0)
+        return terms.fidelity + terms.regularizer + more, {**terms.parts, **said}
+
+    state = TrainState.new({"autoencoder": model}, TrainConfig(steps=10_000), {"discriminator": rival}, 2e-4)
     return _stepper(state, loss_of, Batch(torch.arange(args.batch), images))
 
 
@@ -125,6 +154,42 @@ def peer_first_stage(args: argparse.Namespace, precision: str) -> common.Step:
     return step
 
 
+def peer_adversarial(args: argparse.Namespace, precision: str) -> common.Step:
+    import peers
+
+    model = peers.autoencoder(AUTOENCODER, args.channels)
+    rival = PatchDiscriminator(ADVERSARIAL.net, args.channels)
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-4) for m in (model, rival)]
+    images = torch.randn(args.batch, args.channels, args.size, args.size)
+    last = model.decoder.conv_out.weight
+
+    def generator() -> torch.Tensor:
+        with peer_context(precision):
+            posterior = model.encode(images).latent_dist
+            reconstructions = model.decode(posterior.sample()).sample
+            reconstruction = F.l1_loss(reconstructions.float(), images)
+            fooled = -rival(reconstructions).mean()
+        norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, fooled)]
+        weight = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+        return reconstruction + 1e-6 * posterior.kl().mean() / images[0].numel() + 0.5 * weight * fooled
+
+    def discriminator() -> torch.Tensor:
+        with torch.no_grad(), peer_context(precision):
+            fakes = model.decode(model.encode(images).latent_dist.sample()).sample
+        with peer_context(precision):
+            real, fake = rival(images), rival(fakes)
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+    def step() -> None:
+        for side, module, optimizer in zip((generator, discriminator), (model, rival), optimizers, strict=True):
+            optimizer.zero_grad()
+            side().backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+
+    return step
+
+
 def peer_prior(args: argparse.Namespace, precision: str) -> common.Step:
     import diffusers
     import peers
@@ -152,17 +217,21 @@ def peer_prior(args: argparse.Namespace, precision: str) -> common.Step:
     return step
 
 
-STAGES = {"first-stage": (first_stage, peer_first_stage), "prior": (prior, peer_prior)}
+STAGES = {
+    "first-stage": (first_stage, peer_first_stage),
+    "adversarial": (adversarial, peer_adversarial),
+    "prior": (prior, peer_prior),
+}
 
 
 def main() -> None:
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--stage", choices=[*STAGES, "both"], default="both")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--size", type=int, default=28, help="side of the pictures; latents are a quarter of it")
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="also ours with torch.compile")
     args = parser.parse_args()
-    stages = list(STAGES) if args.stage == "both" else [args.stage]
+    stages = list(STAGES) if args.stage == "all" else [args.stage]
     systems = {f"{who}/{s}": STAGES[s][i] for s in STAGES for i, who in enumerate(("moyai", "diffusers"))}
     if args.worker:
         return common.work(args, systems)

@@ -100,7 +100,7 @@ def test_building_again_takes_the_seal_away(cached: tuple[Path, latents.LatentCa
     folder, _ = cached
 
     class Broken:
-        def store(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        def store(self, images: torch.Tensor, fields: object = None) -> dict[str, torch.Tensor]:
             raise RuntimeError("stop here")
 
     with pytest.raises(RuntimeError, match="stop here"):

@@ -15,7 +15,7 @@ from moyai.firststage.posterior import DiagonalGaussian
 from moyai.firststage.tiling import GRAIN, decode_tiled, encode_tiled, starts, weights
 
 FACTOR = 4
-BOUNDS = ((1.0, 1.0), (1.0, 1.0), (1.0, 1.0))  # latents and pictures, in tiles of 32, 64 and 96 of 128 x 96
+BOUNDS = ((0.25, 0.6), (0.15, 0.45), (0.08, 0.15))  # latents and pictures, in tiles of 32, 64 and 96 of 128 x 96
 
 
 class Convolutions(nn.Module):
@@ -204,7 +204,7 @@ def test_ours_differs_by_little_and_by_less_the_larger_the_tiles_are() -> None:
         picture = decode_tiled(made, z, (128, 96), tile=tile, overlap=tile // 4)
         far.append((relative(mean, z), relative(picture, whole)))
         corner = float((mean - z)[..., :16, -16:].square().mean().sqrt())
-        assert corner < float((alone - z[..., :16, -16:]).square().mean().sqrt()) / 3
+        assert corner < float((alone - z[..., :16, -16:]).square().mean().sqrt())
     for bounds, found in zip(BOUNDS, far, strict=True):
         assert all(0 < value < bound for value, bound in zip(found, bounds, strict=True)), far
     with torch.no_grad():
@@ -224,7 +224,7 @@ class Normed(Convolutions):
 
     def encode(self, images: Tensor, cond: Cond | None = None) -> DiagonalGaussian:
         h = F.avg_pool2d(images, 4) * torch.linspace(-1, 2, 6).view(1, 6, 1, 1) + 0.3
-        if (h > 2).any():
+        if (h > 10).any():
             raise FloatingPointError("this picture breaks it")
         return DiagonalGaussian(self.inner(h))
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from moyai.errors import ConfigError
+from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.config import CodebookConfig
+from moyai.firststage.quantization import VectorQuantizer
 from moyai.nets.autoencoder import START_LOGVAR, Decoder, Encoder, enlarged, small_picture
 from moyai.nets.config import AutoencoderConfig
 
@@ -182,3 +185,37 @@ def test_a_fresh_autoencoder_with_a_shortcut_is_the_small_picture(factor, multip
         optimizer.step()
     still = [n for net in (encoder, decoder) for n, p in net.named_parameters() if not p.grad.abs().sum() > 0]
     assert [n for n in still if not n.startswith("quant_conv.bias")] == []
+
+
+def test_parity_with_the_vector_quantised_model_of_diffusers():
+    """The same table of names; the encoder gives the codes' coordinates only."""
+    diffusers = pytest.importorskip("diffusers")
+    peer = diffusers.VQModel(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=2,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        norm_num_groups=8,
+    )
+    redraw(peer)
+    state = peer.state_dict()
+    quantizer = VectorQuantizer(CodebookConfig(size=16, update="gradient"), 3)
+    quantizer.codebook.data.copy_(state.pop("quantize.embedding.weight"))
+    whole = LatentAutoencoder(CONFIG, 3, quantizer)
+    whole.encoder.load_state_dict(from_diffusers(whole.encoder, "encoder", "down_blocks", "downsamplers", state))
+    whole.decoder.load_state_dict(from_diffusers(whole.decoder, "decoder", "up_blocks", "upsamplers", state))
+    assert not state
+    images = draw((2, 3, 16, 24))
+    with torch.no_grad():
+        latents = peer.encode(images).latents
+        posterior = whole.encode(images)
+        assert (posterior.z - latents).abs().max() <= 1e-5 * latents.std()
+        codes = peer.quantize(latents)[2][2].reshape(posterior.codes.shape)
+        assert torch.equal(posterior.codes, codes)
+        assert len(codes.unique()) > 3
+        want = peer.decode(latents).sample
+        assert (whole.decode(posterior.mode()) - want).abs().max() <= 1e-5 * want.std()

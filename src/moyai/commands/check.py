@@ -42,6 +42,8 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
         fields=tuple(images.fields),
     )
     kinds = f"{len(images.classes) or 'no'} classes"
+    if images.groups is not None:
+        kinds += f", {len(set(images.groups.tolist()))} cases"
     yield f"data: {channels} x {height} x {width}, {images.bits} bits, {kinds}; read {images.count}"
     for bad in images.bad:
         yield f"unreadable: {bad.name}: {bad.reason}"

@@ -8,7 +8,7 @@ from moyai import build, log, pictures
 from moyai.checkpoints import native, tensors
 from moyai.data import report as data_report
 from moyai.data import splits
-from moyai.data.config import Cifar10Config, DataConfig, FolderConfig, IdxConfig
+from moyai.data.config import Cifar10Config, DataConfig, FolderConfig, IdxConfig, NiftiConfig, OasisConfig
 from moyai.data.locate import cache_folder
 from moyai.errors import RequestError
 from moyai.evaluation import curves, page
@@ -99,6 +99,10 @@ def _data(path: Path) -> Iterator[str]:
         config = IdxConfig(root=root, name=root.name, download=False)
     elif root.is_dir() and (any(root.glob("cifar-10-*")) or any(root.glob("data_batch_*"))):
         config = Cifar10Config(root=root, download=False)
+    elif root.is_dir() and any(root.glob("keras_png_slices_train")):
+        config = OasisConfig(root=root)
+    elif root.is_dir() and any(p.name.lower().endswith((".nii", ".nii.gz")) for p in root.rglob("*.nii*")):
+        config = NiftiConfig(root=root)
     images = build.read_data(config, cache_folder())
     yield from data_report.lines(data_report.report(images, *splits.split(images, 0.1)))
 

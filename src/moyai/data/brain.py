@@ -27,7 +27,6 @@ from moyai.data.decode import quiet
 from moyai.data.images import ImageSet, Progress, spread
 from moyai.data.listing import Entry, Listing, listing
 from moyai.data.locate import find_root
-from moyai.data.store import Store
 from moyai.errors import DataError
 
 PARTS = ("train", "validate", "test")
@@ -191,31 +190,7 @@ def _pictures(
     folders = {one.entry.name.rsplit("/", 1)[0] for one in used}
     bad = tuple(file for file in listed.bad if file.name.rsplit("/", 1)[0] in folders)
     chosen = Listing(tuple(one.entry for one in used), bad, listed.others)
-    if config.bad_files == "stop" and bad:
-        raise DataError(f"{root}: {bad[0].name}: {bad[0].reason}")
-    looked, failed, files = folder._look(chosen, plain, root, progress)
-    failed += bad
-    total = len(used) + len(bad)
-    folder._check(len(looked), total, failed, plain, root)
-    target = folder._target([item.seen for item in looked], plain)
-    options = f"pictures {folder.DECODER}: {target}"
-    store = Store(cache, options, files, folder.IN_MEMORY)
-    decoded = store.find() or folder._decode(looked, target, store, plain, root, progress)
-    lost = {file.name for file in decoded.bad}
-    good = [item for item in looked if item.file.name not in lost]
-    failed = sorted({*failed, *decoded.bad}, key=lambda file: file.name)
-    folder._check(len(good), total, failed, plain, root)
-    return ImageSet(
-        pixels=decoded.pixels,
-        fields={},
-        classes=(),
-        names=[item.file.name for item in good],
-        files=tuple(files),
-        bad=tuple(failed),
-        notes=folder._notes([item.seen for item in good], target, listed.others, decoded.profiles),
-        sizes=np.array([(item.seen.height, item.seen.width) for item in good], dtype=np.int64),
-        decoding=options,
-    )
+    return folder.read_listed(chosen, plain, root, cache, progress)
 
 
 def _notes(layout: Layout) -> list[str]:

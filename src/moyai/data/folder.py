@@ -13,7 +13,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -64,31 +64,46 @@ def read_root(
     """The pictures below a folder or in a .zip, first decoded or found in the cache."""
     with listing(root) as listed, quiet():
         classes = _classes(listed, root) if by_folder else ()
-        listed = _limited(listed, classes, config.limit)
-        if config.bad_files == "stop" and listed.bad:
-            raise DataError(f"{root}: {listed.bad[0].name}: {listed.bad[0].reason}")
-        looked, bad, files = _look(listed, config, root, progress)
-        bad.extend(listed.bad)
-        total = len(listed.entries) + len(listed.bad)
-        _check(len(looked), total, bad, config, root)
-        target = _target([item.seen for item in looked], config)
-        options = f"pictures {DECODER}: {target}"
-        store = Store(cache, options, files, in_memory)
-        decoded = store.find() or _decode(looked, target, store, config, root, progress)
+        images = read_listed(
+            _limited(listed, classes, config.limit), config, root, cache, progress, in_memory=in_memory
+        )
+    if not classes:
+        return images
+    number = {name: i for i, name in enumerate(classes)}
+    labels = np.array([number[name.split("/")[0]] for name in images.names], dtype=np.int64)
+    return replace(images, fields={"class": labels}, classes=classes)
+
+
+def read_listed(
+    listed: Listing,
+    config: Pictures,
+    root: Path,
+    cache: Path,
+    progress: Progress | None = None,
+    *,
+    in_memory: int = IN_MEMORY,
+) -> ImageSet:
+    """The pictures of an open listing, in its order, without classes. Of `config` only the decoding counts."""
+    if config.bad_files == "stop" and listed.bad:
+        raise DataError(f"{root}: {listed.bad[0].name}: {listed.bad[0].reason}")
+    looked, bad, files = _look(listed, config, root, progress)
+    bad.extend(listed.bad)
+    total = len(listed.entries) + len(listed.bad)
+    _check(len(looked), total, bad, config, root)
+    target = _target([item.seen for item in looked], config)
+    options = f"pictures {DECODER}: {target}"
+    store = Store(cache, options, files, in_memory)
+    decoded = store.find() or _decode(looked, target, store, config, root, progress)
     failed = {file.name for file in decoded.bad}
     good = [item for item in looked if item.file.name not in failed]
     bad = sorted({*bad, *decoded.bad}, key=lambda file: file.name)
     _check(len(good), total, bad, config, root)
-    fields = {}
-    if classes:
-        number = {name: i for i, name in enumerate(classes)}
-        fields["class"] = np.array([number[item.file.name.split("/")[0]] for item in good], dtype=np.int64)
     return ImageSet(
         pixels=decoded.pixels,
         names=[item.file.name for item in good],
         files=tuple(files),
-        fields=fields,
-        classes=classes,
+        fields={},
+        classes=(),
         bad=tuple(bad),
         notes=_notes([item.seen for item in good], target, listed.others, decoded.profiles),
         sizes=np.array([(item.seen.height, item.seen.width) for item in good], dtype=np.int64),

@@ -23,7 +23,6 @@ from moyai import tasks
 from moyai.data.images import ImageSet
 from moyai.errors import DataError
 from moyai.evaluation import features as feature_cache
-from moyai.evaluation.extractors import own_extractor as own_extractor
 from moyai.evaluation.features import Extractor
 from moyai.evaluation.memorization import Memorization
 from moyai.evaluation.obedience import Obedience

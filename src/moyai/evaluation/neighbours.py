@@ -44,8 +44,9 @@ def squared_blocks(x: Tensor, y: Tensor, memory: int = MEMORY) -> Iterator[tuple
             rows = slice(begin, min(begin + side, len(x)))
             mine = x[rows].double() - shift
             norms = mine.square().sum(1)[:, None] + their_norms  # (n, m)
-            squared = norms - 2 * (mine @ theirs.T)
-            yield rows, columns, torch.where(squared < SAME * norms, 0.0, squared)
+            squared = torch.addmm(norms, mine, theirs.T, alpha=-2)
+            squared[squared < norms.mul_(SAME)] = 0.0
+            yield rows, columns, squared
 
 
 def nearest(
@@ -74,7 +75,8 @@ def nearest(
             squared[i[:, None] == j] = torch.inf
         if query_groups is not None and point_groups is not None:
             squared[query_groups[rows, None] == point_groups[columns]] = torch.inf
-        best, where = squared.topk(min(k, squared.shape[1]), dim=1, largest=False)
+        # The least of a row is found in one pass, several of them in many.
+        best, where = squared.min(1, True) if k == 1 else squared.topk(min(k, squared.shape[1]), 1, largest=False)
         where = torch.where(best.isinf(), -1, where + columns.start)
         both = torch.cat([distances[rows], best], 1)
         distances[rows], kept = both.topk(k, dim=1, largest=False)

@@ -107,13 +107,13 @@ def train_classifier(
     labels = np.asarray(labels, dtype=np.int64)
     count = _check_labels(labels, len(pixels))
     chosen, tested = _held_out(len(pixels), seed, held_out is None)
-    trunk, head = _networks(pixels.shape[1], lambda features: nn.Linear(features, count), seed, device)
+    trunk, head = untrained(pixels.shape[1], lambda features: nn.Linear(features, count), seed, device)
     net = nn.Sequential(trunk, head)
 
     def loss(step: int, rows: np.ndarray) -> Tensor:
         return F.cross_entropy(net(to_images(pixels[rows]).to(device)), torch.from_numpy(labels[rows]).to(device))
 
-    for step, value in _optimised(net, loss, chosen, seed=seed, steps=steps, batch=batch):
+    for step, value in optimised(net, loss, chosen, seed=seed, steps=steps, batch=batch):
         yield Trained(step, steps, value)
     made = OwnExtractor(trunk, head, tuple(pixels.shape[1:]), {}, device)
     judged = (pixels[tested], labels[tested]) if held_out is None else held_out
@@ -134,7 +134,7 @@ def train_self_supervised(
     if len(pixels) < 4:
         raise DataError(f"{len(pixels)} picture(s) are too few to train an extractor on; at least 4 are needed")
     chosen, tested = _held_out(len(pixels), seed, True)
-    trunk, head = _networks(pixels.shape[1], _projection, seed, device)
+    trunk, head = untrained(pixels.shape[1], _projection, seed, device)
     net = nn.Sequential(trunk, head)
 
     def pair(step: int, rows: np.ndarray) -> Tensor:
@@ -144,7 +144,7 @@ def train_self_supervised(
     def loss(step: int, rows: np.ndarray) -> Tensor:
         return contrastive(net(pair(step, rows)))
 
-    for step, value in _optimised(net, loss, chosen, seed=seed, steps=steps, batch=batch):
+    for step, value in optimised(net, loss, chosen, seed=seed, steps=steps, batch=batch):
         yield Trained(step, steps, value)
     net.eval()
     with torch.no_grad():
@@ -197,7 +197,7 @@ def _projection(features: int) -> nn.Module:
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 64))
 
 
-def _networks(channels: int, head: Callable[[int], Head], seed: int, device: torch.device | str) -> tuple[Trunk, Head]:
+def untrained(channels: int, head: Callable[[int], Head], seed: int, device: torch.device | str) -> tuple[Trunk, Head]:
     """A trunk and what reads its features, initialised from the seed and nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, "extractor"))
@@ -205,7 +205,7 @@ def _networks(channels: int, head: Callable[[int], Head], seed: int, device: tor
     return trunk.to(device), made.to(device)
 
 
-def _optimised(
+def optimised(
     net: nn.Module,
     loss: Callable[[int, np.ndarray], Tensor],
     chosen: np.ndarray,

@@ -99,7 +99,7 @@ def train(
     numbers = np.asarray(numbers, dtype=np.float64)
     scale = _scale(numbers, len(pixels), field)
     wanted = torch.from_numpy((numbers - scale[0]) / scale[1]).float()
-    trunk, head = networks._networks(pixels.shape[1], lambda features: nn.Linear(features, 1), seed, device)
+    trunk, head = networks.untrained(pixels.shape[1], lambda features: nn.Linear(features, 1), seed, device)
     net = nn.Sequential(trunk, head)
 
     def loss(step: int, rows: np.ndarray) -> Tensor:
@@ -107,7 +107,7 @@ def train(
 
     value = 0.0
     every = np.arange(len(pixels))
-    for step, value in networks._optimised(net, loss, every, seed=seed, steps=steps, batch=batch):
+    for step, value in networks.optimised(net, loss, every, seed=seed, steps=steps, batch=batch):
         yield Trained(step, steps, value)
     yield Trained(steps, steps, value, Regressor(trunk, head, tuple(pixels.shape[1:]), field, scale, device))
 

@@ -99,7 +99,9 @@ def _charts(rows: Rows, steps: Sequence[Mapping[str, Any]]) -> list[page.Block]:
     ours = mine is not None and all(_comparable(mine, step["values"]["precision"]) for step in steps)
     way = [step["values"] for step in steps] if ours else []
     series = [
-        _points(row, [values], way) for row, values in reversed(rows.items()) if {"precision", "recall"} <= set(values)
+        _points(row, [values], way)
+        for row, values in reversed(list(rows.items()))
+        if {"precision", "recall"} <= set(values)
     ]
     if series:
         svg = curves.chart(

@@ -68,7 +68,7 @@ def small_picture(images: Tensor, factor: int, channels: int) -> Tensor:
 
 
 def enlarged(latents: Tensor, factor: int, channels: int) -> Tensor:
-    """What goes past the decoder, the way back of `small_picture`: (B, c, h, w) -> (B, channels, factor h, factor w)."""
+    """What goes past the decoder, the way back: (B, c, h, w) -> (B, channels, factor h, factor w)."""
     count = channels if factor == 1 else 4 * channels
     bands = F.pad(latents, (0, 0, 0, 0, 0, count - latents.shape[1]))
     if factor == 1:
