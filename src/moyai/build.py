@@ -47,6 +47,7 @@ from moyai.firststage.config import (
     KLFirstStage,
     LatentCodecConfig,
     LearnedSimilarityConfig,
+    ObjectiveConfig,
     PixelCodecConfig,
     VQFirstStage,
 )
@@ -100,9 +101,9 @@ def bottleneck(config: FirstStageConfig) -> nn.Module:
             return FSQ(config.grid)
 
 
-def rival(recipe: Recipe, facts: DataFacts) -> Rival | None:
-    """The first stage's discriminator with its initial weights, where the recipe has one."""
-    objective = recipe.first_stage.objective
+def rival(recipe: Recipe, facts: DataFacts, objective: ObjectiveConfig | None = None) -> Rival | None:
+    """The discriminator of an objective (the first stage's when not given) with its initial weights, if it has one."""
+    objective = recipe.first_stage.objective if objective is None else objective
     if objective.adversarial is None:
         return None
     with _initial_weights(recipe.seed, "discriminator"):

@@ -70,7 +70,7 @@ def _add_train(commands: Any) -> None:
     )
     _recipe_words(p)
     p.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name>, or the run given)")
-    p.add_argument("--stage", default=None, help="only this part: first_stage, latents, prior or report")
+    p.add_argument("--stage", default=None, help="only this part: first_stage, latents, prior, decoder or report")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--allow-data-change", action="store_true", help="go on though the data are not those it began with")
     p.add_argument("--force", action="store_true", help="take over the folder from a run on another machine")

@@ -172,10 +172,7 @@ def test_pictures_keep_their_own_size_bits_and_channels_are_the_runs(
     assert status == 0, said
     assert lines[0] == f"{first_only}: {GREY} at their own size"
     assert lines[1] == "1 file: colour: turned to grey"
-    assert (
-        lines[2]
-        == "1 file: in tiles of 32 that overlap by 8; attention sees one tile at a time, GroupNorm a reduced picture"
-    )
+    assert lines[2] == "1 file: in tiles of 32 that overlap by 8; normalisation and attention see one tile at a time"
     assert "MS-SSIM over 1 scale; " in lines[3]
     one, other = read_json(tmp_path / "told.json")["pictures"]
     assert (one["height"], one["width"], one["bits"], one["tile"]) == (11, 17, 16, None)

@@ -88,6 +88,11 @@ def test_each_warning_is_said_once_with_the_values_it_is_about(tmp_path: Path) -
     run = evaluated(tmp_path, fid=value(1.0, **few), kid=value(1.0, **few), precision=value(0.5, warning="<other>"))
     blocks = section.blocks(run)
     assert texts(blocks, page.Warning).splitlines() == ["fid, kid: few pictures.", "precision: <other>."]
+    more = {f"metric {i}": value(1.0, warning=f"reason {i}") for i in range(4)}
+    blocks = section.blocks(evaluated(tmp_path, **more))
+    assert texts(blocks, page.Warning).startswith("4 reservations")
+    table = next(block for block in blocks if isinstance(block, page.Table) and block.caption == "Reservations")
+    assert table.rows == [(f"metric {i}", f"reason {i}.") for i in range(4)]
 
 
 def test_precision_is_drawn_against_recall_for_every_row_and_every_step(tmp_path: Path) -> None:
@@ -193,7 +198,8 @@ def test_the_sheets_are_shown_where_they_are(tmp_path: Path) -> None:
         pictures.write_bytes(run / "evaluation" / f"{name}.png", content)
     blocks = section.blocks(run)
     assert [block.data for block in blocks if isinstance(block, page.Picture)] == [data["worst"], data["neighbours"]]
-    assert texts(blocks).count("Are the samples copies?") == 2
+    assert "Are the samples copies? In features, 4 of 200" in texts(blocks)
+    assert "In pixels, 6 of 200" in texts(blocks)
     assert set(section.made_of(run)) - set(before) == {"evaluation/worst.png", "evaluation/neighbours.png"}
     html = page.page("title", "", [page.Section("Evaluation", blocks)])
     assert html.count("data:image/png;base64,") == 2

@@ -15,7 +15,7 @@ from moyai.firststage.posterior import DiagonalGaussian
 from moyai.firststage.tiling import GRAIN, decode_tiled, encode_tiled, starts, weights
 
 FACTOR = 4
-BOUNDS = ((0.25, 0.6), (0.15, 0.45), (0.08, 0.15))  # latents and pictures, in tiles of 32, 64 and 96 of 128 x 96
+BOUNDS = ((0.4, 0.5), (0.15, 0.25), (0.08, 0.15))  # latents and pictures, in tiles of 32, 64 and 96 of 128 x 96
 
 
 class Convolutions(nn.Module):
@@ -186,67 +186,22 @@ def ours() -> nn.Module:
     return made.eval()
 
 
-def test_ours_differs_by_little_and_by_less_the_larger_the_tiles_are() -> None:
-    """Statistics are a reduced picture's and attention sees a tile, so nothing is equal. The picture is one that tiles
-    by themselves do worst on: dark but for a corner. The weights are drawn, and worse than trained ones."""
+def test_ours_differs_within_bounds_and_by_less_the_larger_the_tiles_are() -> None:
+    """GroupNorm and attention see a tile, so nothing is equal. These weights are drawn, and worse than trained ones."""
     made = ours()
     drawn = torch.Generator().manual_seed(5)
     smooth = F.interpolate(torch.rand(1, 1, 16, 16, generator=drawn) * 2 - 1, size=(128, 96), mode="bicubic")
     images = smooth.clamp(-1, 1) + 0.1 * torch.randn(1, 1, 128, 96, generator=drawn)
-    images[..., 64:, :] = images[..., 48:] = -1
     with torch.no_grad():
         z = made.encode(images).stored()["mean"]
         whole = made.decode(z, (128, 96))
-        alone = made.encode(images[..., :32, -32:]).stored()["mean"]  # a dark tile by itself
     far: list[tuple[float, float]] = []
     for tile in (32, 64, 96):
         mean = encode_tiled(made, images, tile=tile, overlap=tile // 4)
         picture = decode_tiled(made, z, (128, 96), tile=tile, overlap=tile // 4)
         far.append((relative(mean, z), relative(picture, whole)))
-        corner = float((mean - z)[..., :16, -16:].square().mean().sqrt())
-        assert corner < float((alone - z[..., :16, -16:]).square().mean().sqrt())
     for bounds, found in zip(BOUNDS, far, strict=True):
         assert all(0 < value < bound for value, bound in zip(found, bounds, strict=True)), far
-    with torch.no_grad():
-        assert torch.equal(made.encode(images).stored()["mean"], z)  # the network is as it was
-
-
-class Normed(Convolutions):
-    """It sees nothing but a cell, and the whole picture through GroupNorm."""
-
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.inner, self.outer = nn.GroupNorm(2, 6), nn.GroupNorm(1, 3)
-        for i, norm in enumerate((self.inner, self.outer)):
-            with torch.no_grad():
-                norm.weight.copy_(torch.linspace(0.5, 2, norm.num_channels))
-                norm.bias.fill_(0.1 * i + 0.1)
-
-    def encode(self, images: Tensor, cond: Cond | None = None) -> DiagonalGaussian:
-        h = F.avg_pool2d(images, 4) * torch.linspace(-1, 2, 6).view(1, 6, 1, 1) + 0.3
-        if (h > 10).any():
-            raise FloatingPointError("this picture breaks it")
-        return DiagonalGaussian(self.inner(h))
-
-    def decode(self, latents: Tensor, size: tuple[int, int] | None = None, cond: Cond | None = None) -> Tensor:
-        return F.interpolate(self.outer(latents), scale_factor=4.0)
-
-
-def test_group_norms_have_the_statistics_of_the_whole_picture() -> None:
-    """Blocks that reducing by two leaves as they are: the statistics are equal, so all is."""
-    network = Normed()
-    blocks = pictures(2, 1, 8, 12).repeat_interleave(8, 2).repeat_interleave(8, 3)  # (2, 1, 64, 96)
-    with torch.no_grad():
-        z = network.encode(blocks).mean
-        whole = network.decode(z)
-    torch.testing.assert_close(encode_tiled(network, blocks, tile=48, overlap=8), z, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(decode_tiled(network, z, tile=48, overlap=8), whole, atol=1e-5, rtol=1e-5)
-    broken = blocks.clone()
-    broken[..., -8:, -8:] = 40.0
-    with pytest.raises(FloatingPointError):
-        encode_tiled(network, broken, tile=48, overlap=8)
-    assert not network.inner._forward_hooks  # also after an error the network is as it was
-    assert not network.outer._forward_hooks
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -62,10 +62,11 @@ def described(run: Path) -> tuple[Recipe, DataFacts]:
         raise CheckpointError(f"{run / 'data.json'} does not hold the facts of the data; it was altered") from error
 
 
-def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts) -> Any:
-    """The trained autoencoder of a run."""
+def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts, *, decoder: bool = True) -> Any:
+    """The trained autoencoder of a run, with its decoder as it was trained further, if it was and `decoder` is true."""
     model = build.autoencoder(recipe, facts)
-    tensors, _ = _weights(run / "first_stage", "moyai train --stage first_stage")
+    further = decoder and (run / "decoder" / "model").is_dir()
+    tensors, _ = _weights(run / ("decoder" if further else "first_stage"), "moyai train --stage first_stage")
     fill({"autoencoder": model}, tensors, f"first stage in {run}")
     return model
 

@@ -49,7 +49,8 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
         yield f"unreadable: {bad.name}: {bad.reason}"
     resolved = resolve.resolve(recipe, facts)
     yield from _sizes(resolved, facts)
-    costs = budget.measure(resolved, facts, images.subset(train), device, perceptual=perception(resolved, images))
+    distance = perception(resolved.first_stage.objective, images)
+    costs = budget.measure(resolved, facts, images.subset(train), device, perceptual=distance)
     stages = resolve.stages(resolved)
     for name, stage, seconds in (
         ("first_stage", resolved.first_stage.train, costs.first_stage_step),

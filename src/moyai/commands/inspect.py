@@ -16,7 +16,7 @@ from moyai.evaluation.terminal import terminal_plot
 from moyai.files import read_json
 from moyai.recipe import reading, resolve
 
-STAGES = ("first_stage", "prior")
+STAGES = ("first_stage", "prior", "decoder")
 PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".webp")
 
 
@@ -53,7 +53,7 @@ def _run(run: Path) -> Iterator[str]:
         yield f"data: {facts.count} training pictures, {facts.channels} x {facts.height} x {facts.width}, " + (
             f"{len(facts.classes)} classes: {', '.join(facts.classes)}" if facts.classes else "no classes"
         )
-    for stage in STAGES:
+    for stage in (name for name in STAGES if (run / name).is_dir() or name == "prior"):
         yield _progress(run / stage, stage.replace("_", " "))
         steps, values = log.series(run / stage / "log.jsonl", "train", "loss")
         if len(values) > 1:

@@ -231,7 +231,7 @@ def _head(subject: Subject, found: Sequence[Found], others: int, options: Option
     if tiled:
         yield (
             f"{len(tiled)} {'files' if len(tiled) != 1 else 'file'}: in tiles of {tiled[0]} that overlap by "
-            f"{overlap(tiled[0], factor)}; attention sees one tile at a time, GroupNorm a reduced picture"
+            f"{overlap(tiled[0], factor)}; normalisation and attention see one tile at a time"
         )
     if subject.untold:
         told = [c.kind for name, c in subject.recipe.first_stage.conditions.items() if name in subject.untold]

@@ -21,6 +21,7 @@ RESULT = Path("evaluation.json")
 WORST, NEIGHBOURS = Path(gallery.FOLDER) / gallery.WORST, Path(gallery.FOLDER) / gallery.NEIGHBOURS
 COPIES = "share closer than"  # how the names of these values begin, whatever space they were measured in
 MOST = 10  # groups that are listed
+FEW_WARNINGS = 3  # so many stand as notes, more as a table
 EXPECTED = 0.01  # of them, where nothing was copied
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -80,14 +81,18 @@ def _tables(rows: Rows, names: Sequence[str], facts: Mapping[str, Any]) -> list[
     ]
 
 
-def _warnings(rows: Rows) -> list[page.Warning]:
-    """Each once, with the metrics it is about."""
+def _warnings(rows: Rows) -> list[page.Block]:
+    """Each once, with the metrics it is about; many of them as a table."""
     about: dict[str, dict[str, None]] = {}
     for values in rows.values():
         for name, value in values.items():
             if value["warning"]:
                 about.setdefault(value["warning"], {})[name] = None
-    return [page.Warning(f"{', '.join(names)}: {text}.") for text, names in about.items()]
+    told = [(", ".join(names), f"{text}.") for text, names in about.items()]
+    if len(told) <= FEW_WARNINGS:
+        return [page.Warning(f"{names}: {text}") for names, text in told]
+    which = f"{len(told)} reservations are to be made about these numbers; the table below says which."
+    return [page.Warning(which), page.Table(("", "what to know before believing it"), told, "Reservations")]
 
 
 # ---- charts
@@ -167,7 +172,8 @@ def _steps_table(steps: Sequence[Mapping[str, Any]]) -> page.Table:
 
 
 def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[page.Block]:
-    said: list[page.Block] = [page.Text(_sentence(value)) for name, value in samples.items() if name.startswith(COPIES)]
+    told = [_sentence(value) for name, value in samples.items() if name.startswith(COPIES)]
+    said = [page.Text("Are the samples copies? " + "\n\n".join(told))] if told else []
     alt = "samples above the training pictures they are nearest to"
     found = result.get("copies", {}).get("features", {})
     return [*said, *_picture(run / WORST, WORST_CAPTION, alt), *_named(found, result["facts"]), *_by_group(found)]
@@ -203,7 +209,7 @@ def _sentence(value: Mapping[str, Any]) -> str:
     count, share = value["count"], value["value"]
     space = "pixels" if value["source"].startswith("pixels") else "features"
     said = (
-        f"Are the samples copies? In {space}, {round(share * count):,} of {count:,} samples ({100 * share:.3g} %) are "
+        f"In {space}, {round(share * count):,} of {count:,} samples ({100 * share:.3g} %) are "
         "closer to a training picture than 99 % of held-out pictures are; 1 % is expected where nothing is copied."
     )
     if value["low"] is None:

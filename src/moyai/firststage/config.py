@@ -148,6 +148,15 @@ class FSQFirstStage(_FirstStage):
 FirstStageConfig = Annotated[KLFirstStage | VQFirstStage | FSQFirstStage, Field(discriminator="kind")]
 
 
+class DecoderConfig(Config):
+    """The decoder trained further by itself, when the rest is done: latents and priors stay as they are."""
+
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="its kl does not act: the encoder rests")
+    train: TrainConfig = Field(
+        TrainConfig(batch=64, learning_rate=5e-4), description="its steps or epochs must be given; no budget covers it"
+    )
+
+
 class LatentCodecConfig(Config):
     """The prior lives in the first stage's latents, normalised by their own mean and standard deviation."""
 

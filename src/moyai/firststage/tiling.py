@@ -13,20 +13,18 @@ weight is the product of two. Ramps are rounded to multiples of 1/1024, so that 
 A ramp takes the middle half of an overlap: a quarter of it at a tile's edge counts for nothing. A network none of whose
 outputs sees farther than that quarter therefore gives what it gives for the whole picture, to rounding.
 
-Ours sees the whole picture in GroupNorm and in attention. A tile's own mean and variance would make a dark corner as
-bright as the rest, so those of GroupNorm are taken once, from the picture reduced to the size of a tile, and held for
-all tiles; attention sees a tile. The result then differs a little from the whole picture's. A picture that fits into
-one tile is encoded and decoded as without tiles, to the bit.
+Ours sees the whole picture in GroupNorm, whose means and variances are then a tile's, and in attention, so its result
+differs: by less the larger the tiles are and the more alike the parts of the picture, and by more than the
+reconstruction's own error in a network that has hardly been trained. A picture that fits into one tile is encoded and
+decoded as without tiles, to the bit.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moyai.batch import Cond
 from moyai.errors import RequestError
@@ -51,7 +49,7 @@ def encode_tiled(
     def encode(part: Tensor) -> Tensor:
         return autoencoder.encode(part, cond).stored()["mean"]
 
-    return _tiled(autoencoder, encode, images, tile // factor, overlap // factor, given=factor, made=1)
+    return _tiled(encode, images, tile // factor, overlap // factor, given=factor, made=1)
 
 
 @torch.no_grad()
@@ -74,7 +72,7 @@ def decode_tiled(
     def decode(part: Tensor) -> Tensor:
         return autoencoder.decode(part, None, cond)
 
-    images = _tiled(autoencoder, decode, latents, tile // factor, overlap // factor, given=1, made=factor)
+    images = _tiled(decode, latents, tile // factor, overlap // factor, given=1, made=factor)
     return images if size is None else images[..., : size[0], : size[1]]
 
 
@@ -110,73 +108,22 @@ def check_tiles(tile: int, overlap: int, factor: int) -> None:
         raise RequestError(f"tiles of {tile} cannot overlap by {overlap}; possible: {factor} to {tile - factor}")
 
 
-def _tiled(
-    autoencoder: Autoencoder,
-    network: Callable[[Tensor], Tensor],
-    x: Tensor,
-    side: int,
-    shared: int,
-    *,
-    given: int,
-    made: int,
-) -> Tensor:
+def _tiled(network: Callable[[Tensor], Tensor], x: Tensor, side: int, shared: int, *, given: int, made: int) -> Tensor:
     """The network over tiles of x (B, C, H, W), blended; a cell is `given` places of x and `made` of the result."""
     height, width = x.shape[-2] // given, x.shape[-1] // given
-    if max(height, width) <= side:
-        return network(x).float()
-    share = side / max(height, width)
-    size = (max(1, round(height * share)) * given, max(1, round(width * share)) * given)
     result: Tensor | None = None
-    with _held_norms(autoencoder, lambda: network(F.interpolate(x, size=size, mode="area"))):
-        for top, rows in _line(height, side, shared, made):
-            for left, columns in _line(width, side, shared, made):
-                down, across = min(side, height), min(side, width)
-                out = network(x[..., top * given : (top + down) * given, left * given : (left + across) * given])
-                if result is None:
-                    result = torch.zeros(*out.shape[:-2], height * made, width * made, device=out.device)
-                weight = (rows[:, None] * columns[None, :]).to(out.device)
-                place = result[..., top * made : (top + down) * made, left * made : (left + across) * made]
-                place += out.float() * weight
+    for top, rows in _line(height, side, shared, made):
+        for left, columns in _line(width, side, shared, made):
+            down, across = min(side, height), min(side, width)
+            out = network(x[..., top * given : (top + down) * given, left * given : (left + across) * given]).float()
+            if result is None:
+                result = out.new_zeros(*out.shape[:-2], height * made, width * made)
+            weight = (rows[:, None] * columns[None, :]).to(out.device)
+            place = result[..., top * made : (top + down) * made, left * made : (left + across) * made]
+            place += out * weight
     if result is None:
         raise ValueError(f"a picture of shape {tuple(x.shape)} has no tiles")
     return result
-
-
-@contextmanager
-def _held_norms(autoencoder: object, look: Callable[[], object]) -> Iterator[None]:
-    """Within this context every GroupNorm that `look()` goes through has the statistics it had there."""
-    modules = autoencoder.modules() if isinstance(autoencoder, nn.Module) else ()
-    norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
-    taken: dict[nn.GroupNorm, tuple[Tensor, Tensor]] = {}
-
-    def take(norm: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        groups = inputs[0].float().reshape(len(inputs[0]), norm.num_groups, -1)  # (B, groups, ...)
-        taken[norm] = groups.mean(2), groups.var(2, unbiased=False)
-
-    def hold(norm: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if norm not in taken:
-            return output
-        mean, variance = (t.repeat_interleave(norm.num_channels // norm.num_groups, dim=1) for t in taken[norm])
-        scale = (variance + norm.eps).rsqrt() * (norm.weight if norm.affine else 1)  # (B, C)
-        shift = (norm.bias if norm.affine else 0) - mean * scale
-        spread = (..., *[None] * (output.ndim - 2))
-        return (inputs[0] * scale[spread] + shift[spread]).to(output.dtype)
-
-    if norms:
-        with _hooked(norms, take):
-            look()
-    with _hooked(norms, hold):
-        yield
-
-
-@contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
-    handles = [module.register_forward_hook(hook) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _line(length: int, side: int, shared: int, made: int) -> Iterator[tuple[int, Tensor]]:

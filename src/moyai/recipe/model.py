@@ -14,6 +14,7 @@ from moyai.diffusion.config import SamplingConfig, TableDensity
 from moyai.errors import ConfigError
 from moyai.firststage.config import (
     CodecConfig,
+    DecoderConfig,
     FirstStageConfig,
     KLFirstStage,
     LatentCodecConfig,
@@ -65,6 +66,7 @@ class Recipe(Config):
     first_stage: FirstStageConfig = KLFirstStage()
     codec: CodecConfig = LatentCodecConfig()
     prior: PriorConfig = DiffusionPriorConfig()
+    decoder: DecoderConfig | None = Field(None, description="train the decoder further, when the rest is done")
     sampling: SamplingConfig = SamplingConfig()
     budget: BudgetConfig = BudgetConfig()
     report: ReportConfig = ReportConfig()
@@ -115,12 +117,17 @@ def check(recipe: Recipe) -> None:
 
 
 def _check_first_stage(recipe: Recipe) -> None:
-    objective = recipe.first_stage.objective
-    if isinstance(objective.perceptual, LearnedSimilarityConfig) and objective.adversarial is None:
-        raise ConfigError(
-            'first_stage.objective.perceptual.kind is "discriminator", but there is none; possible: '
-            "first_stage.objective.adversarial={}, or another kind"
-        )
+    objectives = {"first_stage": recipe.first_stage.objective}
+    if recipe.decoder is not None:
+        objectives["decoder"] = recipe.decoder.objective
+        if recipe.decoder.train.steps is None and recipe.decoder.train.epochs is None:
+            raise ConfigError("decoder.train says neither steps nor epochs; possible: decoder.train.steps=2000")
+    for stage, objective in objectives.items():
+        if isinstance(objective.perceptual, LearnedSimilarityConfig) and objective.adversarial is None:
+            raise ConfigError(
+                f'{stage}.objective.perceptual.kind is "discriminator", but there is none; possible: '
+                f"{stage}.objective.adversarial={{}}, or another kind"
+            )
     for name, condition in recipe.first_stage.conditions.items():
         if condition.route == "context":
             raise ConfigError(

@@ -38,8 +38,10 @@ class DataFacts(Config):
 
 
 def stages(recipe: Recipe) -> tuple[str, ...]:
-    """What is trained, in order: without a codec of latents there is no first stage."""
-    return ("prior",) if recipe.codec.kind == "pixels" else ("first_stage", "prior")
+    """What is trained, in order: without a codec of latents there is no first stage, and no decoder."""
+    if recipe.codec.kind == "pixels":
+        return ("prior",)
+    return ("first_stage", "prior") if recipe.decoder is None else ("first_stage", "prior", "decoder")
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -137,7 +139,7 @@ def _lengths(recipe: Recipe, count: int) -> dict[str, Any]:
 def with_steps(recipe: Recipe, first_stage: int, prior: int) -> Recipe:
     """The recipe with the step counts that a measured budget commits to."""
     counts = {"first_stage": first_stage, "prior": prior}
-    return changed(recipe, {f"{stage}.train.steps": counts[stage] for stage in stages(recipe)})
+    return changed(recipe, {f"{stage}.train.steps": counts[stage] for stage in stages(recipe) if stage in counts})
 
 
 def train_intervals(train: TrainConfig) -> TrainConfig:

@@ -16,6 +16,7 @@ from moyai import pictures
 from moyai.batch import Batch, Cond
 from moyai.data.images import ImageSet, to_uint
 from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.config import DecoderConfig, FirstStageConfig
 from moyai.firststage.instruments import Measurement
 from moyai.firststage.objective import Objective
 from moyai.firststage.quantization import Quantized, VectorQuantizer
@@ -34,7 +35,10 @@ BOXED = ("oasis", "nifti")  # data with a dark background, which a score of the 
 
 
 class FirstStageTraining:
-    """The autoencoder on pictures; `rival` is its discriminator, `perceptual` the distance it is judged by."""
+    """The autoencoder on pictures; `rival` is its discriminator, `perceptual` the distance it is judged by.
+
+    With `decoder` that section of the recipe is trained by, and the decoder alone: what makes latents rests.
+    """
 
     name, title = "first_stage", "first stage"
 
@@ -48,8 +52,13 @@ class FirstStageTraining:
         *,
         perceptual: nn.Module | None = None,
         rival: Rival | None = None,
+        decoder: DecoderConfig | None = None,
     ) -> None:
-        config = recipe.first_stage
+        config: FirstStageConfig | DecoderConfig = recipe.first_stage if decoder is None else decoder
+        self.only_decoder = decoder is not None
+        if self.only_decoder:
+            self.name = self.title = "decoder"
+            model.requires_grad_(False).decoder.requires_grad_(True)
         self.seed, self.flip, self.train, self.held_out, self.device = (
             recipe.seed,
             recipe.data.flip,
@@ -99,7 +108,7 @@ class FirstStageTraining:
         if self.rival is not None:
             self.rival.applied()
         bottleneck = self.autoencoder.bottleneck
-        if isinstance(bottleneck, VectorQuantizer) and self._seen:
+        if isinstance(bottleneck, VectorQuantizer) and self._seen and not self.only_decoder:
             z, codes = (torch.cat(rows) for rows in zip(*self._seen, strict=True))
             said["restarted"] = float(bottleneck.update(z, codes, draw))
         self._seen = []

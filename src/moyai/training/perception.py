@@ -14,22 +14,22 @@ from moyai.data.images import ImageSet
 from moyai.evaluation import networks
 from moyai.files import sweep_temporaries
 from moyai.firststage import perceptual
-from moyai.firststage.config import LpipsConfig, OwnPerceptualConfig
+from moyai.firststage.config import LpipsConfig, ObjectiveConfig, OwnPerceptualConfig
 from moyai.nets.trunk import Trunk
-from moyai.recipe.model import Recipe
 
 
 def perception(
-    recipe: Recipe,
+    objective: ObjectiveConfig,
     images: ImageSet,
+    seed: int = 0,
     path: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> nn.Module | None:
-    """The distance of the recipe, a frozen module, or None where it has none (or takes the discriminator's features).
+    """The distance of an objective, a frozen module, or None where it has none (or takes the discriminator's features).
 
     path: where our own network is kept, and found again; without it the network is untrained, for timing only.
     """
-    config = recipe.first_stage.objective.perceptual
+    config = objective.perceptual
     if isinstance(config, LpipsConfig):
         return perceptual.lpips(config)
     if not isinstance(config, OwnPerceptualConfig):
@@ -41,9 +41,7 @@ def perception(
         sweep_temporaries(path.parent)
         pixels = np.asarray(images.pixels[np.arange(images.count)])
         made = None
-        for state in networks.perceptual_trunk(
-            pixels, images.fields.get("class"), seed=recipe.seed, steps=config.steps
-        ):
+        for state in networks.perceptual_trunk(pixels, images.fields.get("class"), seed=seed, steps=config.steps):
             progress("training the perceptual network", state.step, state.steps)
             made = state.extractor or made
         if made is None:

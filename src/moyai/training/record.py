@@ -17,7 +17,11 @@ from moyai.recipe import reading
 from moyai.recipe.model import Recipe
 
 # What each stage's result depends on, and the keys under these that do not matter to it.
-DEPENDS = {"first_stage": ("seed", "data", "first_stage"), "prior": ("seed", "data", "first_stage", "codec", "prior")}
+DEPENDS = {
+    "first_stage": ("seed", "data", "first_stage"),
+    "prior": ("seed", "data", "first_stage", "codec", "prior"),
+    "decoder": ("seed", "data", "first_stage", "decoder"),
+}
 FREE_KEYS = (
     "root",
     "name",

@@ -44,7 +44,7 @@ from moyai.training.prior import PREVIEW_STEPS, PriorTraining
 from moyai.training.record import Record
 from moyai.training.signals import Interrupted, Signals
 
-STAGES = ("first_stage", "latents", "prior", "report")
+STAGES = ("first_stage", "latents", "prior", "decoder", "report")
 
 
 def train(
@@ -105,6 +105,7 @@ class Run:
             "first_stage": self._first_stage,
             "latents": self._latents,
             "prior": self._prior,
+            "decoder": self._decoder,
             "report": self._report,
         }
         if "first_stage" not in resolve.stages(self.recipe):
@@ -153,7 +154,8 @@ class Run:
         needed = "first_stage" in resolve.stages(self.recipe) and not self.record.finished("first_stage")
         with self.record.timed("perceptual network"):
             path = self.folder / "first_stage" / "perceptual.safetensors"
-            self.perceptual = perception(self.recipe, self.train, path, self._progress) if needed else None
+            objective, seed = self.recipe.first_stage.objective, self.recipe.seed
+            self.perceptual = perception(objective, self.train, seed, path, self._progress) if needed else None
 
     # --- plan ------------------------------------------------------------------------------------------------------
 
@@ -290,11 +292,32 @@ class Run:
         stage = PriorTraining(self.recipe, self.facts, codec, conditioner, prior, caches[0], caches[1], self.device)
         self._run(stage, {"codec": codec.digest(), "data": self.data["fingerprint"]})
 
+    def _decoder(self) -> None:
+        """The decoder trained further, where the recipe says so; latents, statistics and prior stay valid."""
+        config = self.recipe.decoder
+        if config is None or self.record.finished("decoder"):
+            return
+        self.record.needs("first_stage")
+        path = self.folder / "decoder" / "perceptual.safetensors"
+        stage = FirstStageTraining(
+            self.recipe,
+            models.read_first_stage(self.folder, self.recipe, self.facts, decoder=False),
+            self.train,
+            self.held_out,
+            self.device,
+            perceptual=perception(config.objective, self.train, self.recipe.seed, path, self._progress),
+            rival=build.rival(self.recipe, self.facts, config.objective),
+            decoder=config,
+        )
+        self._run(stage, {"data": self.data["fingerprint"]})
+
     def _report(self) -> None:
         self.record.needs(*resolve.stages(self.recipe))
         model = models.load(self.folder, device=self.device)
         sections = self.recipe.model_dump(mode="json")
         key = {"prior": model.digest, "sampling": sections["sampling"], "report": sections["report"]}
+        if self.recipe.decoder is not None:
+            key["decoder"] = sections["decoder"]
         if (self.folder / "evaluation.json").is_file():
             key["evaluation"] = read_json(self.folder / "evaluation.json")["facts"]
         done = self.folder / "samples" / "made-of.json"
