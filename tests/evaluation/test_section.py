@@ -126,6 +126,14 @@ def test_steps_that_cannot_be_compared_with_the_floor_stand_alone(tmp_path: Path
     assert len(list(found["Precision against recall"].iter(f"{SVG}circle"))) == 3
 
 
+def test_steps_of_another_request_are_not_shown(tmp_path: Path) -> None:
+    run = with_steps(evaluated(tmp_path), 9.0, 4.0)
+    (run / snapshots.FILE).write_text(
+        (run / snapshots.FILE).read_text().replace('"facts": {}', '"facts": {"request": {"seed": 1}}')
+    )
+    assert list(charts(section.blocks(run))) == ["Precision against recall"]
+
+
 def test_one_step_makes_no_curve_and_a_wide_range_is_logarithmic(tmp_path: Path) -> None:
     assert list(charts(section.blocks(with_steps(evaluated(tmp_path), 4.0)))) == ["Precision against recall"]
     root = charts(section.blocks(with_steps(evaluated(tmp_path), 50.0, 4.0)))["FID against training step"]

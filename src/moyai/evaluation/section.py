@@ -50,7 +50,7 @@ def blocks(run: Path) -> list[page.Block]:
         return []
     result = read_json(run / RESULT)
     rows, names = ordered(result)
-    steps = read_json(run / snapshots.FILE)["steps"] if (run / snapshots.FILE).is_file() else []
+    steps = _steps(run, result["facts"])
     return [
         page.Text(INTRODUCTION + (FEWER if "as many samples" in rows else "")),
         *_tables(rows, names, result["facts"]),
@@ -59,6 +59,15 @@ def blocks(run: Path) -> list[page.Block]:
         *_copies(run, rows.get("samples", {}), result),
         *_picture(run / NEIGHBOURS, NEIGHBOURS_CAPTION, "samples above their nearest training pictures"),
     ]
+
+
+def _steps(run: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The averages that were measured; none where they drew another request than the table's samples."""
+    if not (run / snapshots.FILE).is_file():
+        return []
+    found = read_json(run / snapshots.FILE)
+    same = found["facts"].get("request") == facts.get("request")
+    return list(found["steps"]) if same else []
 
 
 def made_of(run: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from moyai.recipe.model import AUTOENCODER_MULTIPLIERS, Recipe, sides
 from moyai.schema import Config
 from moyai.training.config import TrainConfig
 
+LOOKING = 0.06  # the share of a stage that validations and previews may take
 MINUTES = 20.0  # of a recipe that says neither steps nor epochs nor minutes
 
 # Latents of at least 4 x 4 with some 64 to 256 positions, which a small prior learns in minutes.
@@ -142,10 +143,16 @@ def with_steps(recipe: Recipe, first_stage: int, prior: int) -> Recipe:
     return changed(recipe, {f"{stage}.train.steps": counts[stage] for stage in stages(recipe) if stage in counts})
 
 
-def train_intervals(train: TrainConfig) -> TrainConfig:
-    """The stage with its intervals filled in: a tenth of the run each, saves at most 1000 steps apart."""
+def train_intervals(train: TrainConfig, look: float = 0.0) -> TrainConfig:
+    """The stage with its intervals filled in: a tenth of the run each, saves at most 1000 steps apart.
+
+    look: what a validation and a preview cost, in pictures trained on; a short run has fewer than ten, so that they
+    take at most LOOKING of it (and one at its end in any case).
+    """
     if train.steps is None:
         raise ConfigError("the number of steps is not known yet; give train.steps, or resolve the recipe")
     tenth = max(1, train.steps // 10)
-    intervals = {"validate_every": tenth, "save_every": min(tenth, 1000), "preview_every": tenth}
+    affordable = LOOKING * train.steps * train.batch / look if look else 10.0
+    apart = max(tenth, math.ceil(train.steps / max(1.0, affordable)))
+    intervals = {"validate_every": apart, "save_every": min(tenth, 1000), "preview_every": apart}
     return train.model_copy(update={key: getattr(train, key) or steps for key, steps in intervals.items()})

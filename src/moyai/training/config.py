@@ -45,7 +45,9 @@ class TrainConfig(Config):
     nonfinite: NonFinite = NonFinite()
     tensorboard: bool = Field(False, description="write the log for TensorBoard too (needs moyai[tensorboard])")
     log_every: Count = Field(20, description="steps between two lines of the log")
-    validate_every: Count | None = Field(None, description="steps; a tenth of the run when not given")
+    validate_every: Count | None = Field(
+        None, description="steps; a tenth of the run when not given, more if it is short"
+    )
     save_every: Count | None = Field(None, description="steps; a tenth of the run, at most 1000, when not given")
-    preview_every: Count | None = Field(None, description="steps; a tenth of the run when not given")
+    preview_every: Count | None = Field(None, description="steps; as validate_every when not given")
     keep: Annotated[int, Field(ge=2)] = Field(3, description="checkpoints kept, beside the snapshots at 1/16 and 1/8")

@@ -81,6 +81,11 @@ class FirstStageTraining:
         self.order = Order(recipe.seed, self.name, train.count, config.train.batch)
         self._seen: list[tuple[Tensor, Tensor]] = []  # latents and codes of this step's micro-batches
 
+    @staticmethod
+    def look(held_out: int) -> float:
+        """What a validation and a preview cost, in pictures trained on (a forward is a third of a step)."""
+        return (min(held_out, VALIDATION) + SHOWN) / 3
+
     def batch(self, step: int) -> Batch:
         index = self.order(step)
         return self.train.batch(index, flips(self.seed, self.name, step, len(index)) if self.flip else None)

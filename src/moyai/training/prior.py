@@ -22,7 +22,7 @@ from moyai.training.schedule import Order, flips
 from moyai.training.state import TrainState
 from moyai.training.steps import Losses
 
-VALIDATION = 512  # held-out pictures looked at while training, at most
+VALIDATION = 256  # held-out pictures looked at while training, at most
 LEVELS = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # quantiles of the training density at which the prior is validated
 SHOWN = 8  # pictures in a row of a preview
 PREVIEW_STEPS = 12
@@ -53,6 +53,11 @@ class PriorTraining:
         if config.compile:
             self.prior.denoiser.net.compile()
         self.order = Order(recipe.seed, self.name, len(train), config.batch)
+
+    @staticmethod
+    def look(held_out: int) -> float:
+        """What a validation and a preview cost, in pictures trained on (a forward is a third of a step)."""
+        return (min(held_out, VALIDATION) * len(LEVELS) + 2 * 4 * SHOWN * PREVIEW_STEPS) / 3
 
     def batch(self, step: int) -> Batch:
         index = self.order(step)

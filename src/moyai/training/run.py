@@ -177,7 +177,9 @@ class Run:
                 self.plan = self._measured_plan()
                 write_json_atomic(path, self.plan)
             self.recipe = resolve.with_steps(self.recipe, self.plan["first_stage"], self.plan["prior"])
-        trains = {stage: resolve.train_intervals(getattr(self.recipe, stage).train) for stage in trained}
+        looks = {"prior": PriorTraining.look(self.held_out.count)}
+        first = FirstStageTraining.look(self.held_out.count)
+        trains = {s: resolve.train_intervals(getattr(self.recipe, s).train, looks.get(s, first)) for s in trained}
         self.recipe = resolve.changed(self.recipe, {f"{s}.train": train.model_dump() for s, train in trains.items()})
         for stage in trained:
             self.record.check_unchanged(stage, self.recipe)
