@@ -125,6 +125,7 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument(
         "--n", type=int, default=None, help="samples, over all classes (default: 2000 of a run, else all there are)"
     )
+    p.add_argument("--snapshots", action="store_true", help="also judge each average that training kept, by step")
     p.add_argument("--seed", type=int, default=None, help="of a run's first sample (default: 1000000)")
     p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
@@ -236,7 +237,7 @@ def _evaluate(o: argparse.Namespace) -> int:
 
     keep_memory()
     settings = {name: getattr(o, name) for name in ("steps", "sampler", "guidance")}
-    options = Options(o.against, o.extractor, o.n, o.seed, o.json, chosen(o.device))
+    options = Options(o.against, o.extractor, o.n, o.seed, o.json, chosen(o.device), o.snapshots)
     with console.reporter(quiet=o.quiet) as reporter:
         for line in evaluate(o.path, reporter, options, settings):
             console.result(line)

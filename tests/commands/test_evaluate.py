@@ -240,3 +240,31 @@ def test_the_printed_table_names_its_counts_and_its_extractor() -> None:
     assert {len(line) for line in lines[1:4]} == {len(lines[1])}  # one under another
     assert lines[4] == "with: ms-ssim (2 scales, window 11)"
     assert lines[-1] == "note: fid: few pictures"
+
+
+def test_the_averages_a_run_kept_are_judged_and_put_into_its_report(
+    evaluate: Command, finished_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run / "run", tmp_path / "run"))
+    status, said, wrong = evaluate(run, "--n", 12, "--seed", 5, "--snapshots")
+    assert (status, wrong) == (0, "")
+    steps = values_of(run / "evaluation" / "snapshots.json")["steps"]
+    assert len(steps) > 1
+    assert [f"step {step['step']:,}:" in said for step in steps] == [True] * len(steps)
+    row = values(run / "evaluation.json")["samples"]
+    for name in ("fid", "precision", "recall"):  # the last average is the run's own model
+        assert steps[-1]["values"][name]["value"] == row[name]["value"]
+    assert cli.main(["train", str(run), "--quiet"]) == 0
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "FID against training step" in html
+    assert "Precision against recall" in html
+    made = (run / "report.html").stat().st_mtime_ns
+    assert cli.main(["train", str(run), "--quiet"]) == 0
+    assert (run / "report.html").stat().st_mtime_ns == made
+    status, _, wrong = evaluate(samples(tmp_path / "pictures"), "--against", run, "--snapshots")
+    assert status == 2
+    assert "--snapshots is for the samples of a run" in wrong
+
+
+def values_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -5,6 +5,7 @@ judged against is the run's own data, or what `--against` names: its training ha
 the floor.
 """
 
+import functools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,14 @@ import numpy as np
 import torch
 
 from moyai import tasks
-from moyai.checkpoints import models
+from moyai.checkpoints import averages, models
 from moyai.commands import subjects
 from moyai.commands.subjects import POSSIBLE as AGAINST
 from moyai.commands.subjects import Halves
 from moyai.console import Reporter
 from moyai.data.locate import cache_folder
 from moyai.errors import DataError, RequestError
-from moyai.evaluation import assessment, extractors, gallery, obedience
+from moyai.evaluation import assessment, extractors, gallery, obedience, snapshots
 from moyai.evaluation.assessment import Assessment
 from moyai.evaluation.extractors import Choice
 from moyai.evaluation.features import Extractor
@@ -32,6 +33,9 @@ from moyai.model import LatentModel
 
 COUNT, SEED, BATCH = 2000, 1_000_000, 80  # samples drawn of a run, the seed of the first, how many a forward
 LABEL = 34  # the table's first column is no wider
+
+
+Steps = Iterator[tuple[int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,16 @@ class Options:
     seed: int | None = None
     json: Path | None = None
     device: torch.device | str = "cpu"
+    snapshots: bool = False
 
 
 def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
     """Measure what lies at `path`, write the result, and yield the table's lines."""
     chosen = extractors.read(options.extractor)
     _check(path, options, settings)
+    steps: Steps = iter(())
     if subjects.is_run(path):
-        found = _run(path, chosen, reporter, options, settings)
+        found, steps = _run(path, chosen, reporter, options, settings)
     else:
         found = _pictures(path, chosen, reporter, options)
     result = found.plain()
@@ -67,6 +73,9 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
         gallery.write(
             path, found.copies["features"], found.samples, reference.pixels, found.features, reference.features
         )
+        for step, values in steps:
+            told = (f"{name} {assessment.shown(value)}" for name, value in values.items())
+            yield f"step {step:,}: {', '.join(told)}"
         yield f"`moyai train {path}` puts this into the report"
 
 
@@ -79,7 +88,7 @@ def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
     if not subjects.is_run(path):
         if options.against is None:
             raise RequestError(f"{path} is no run, so --against has to name what it is judged against: {AGAINST}")
-        given = {"seed": options.seed, **settings}
+        given = {"seed": options.seed, "snapshots": options.snapshots or None, **settings}
         if wrong := [name for name, value in given.items() if value is not None]:
             raise RequestError(f"--{wrong[0]} is for the samples of a run; {path} holds its pictures already")
     if options.json is not None:
@@ -91,7 +100,10 @@ def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
             raise RequestError(f"--json {options.json} is a folder; possible: a file, such as evaluation.json")
 
 
-def _run(path: Path, chosen: Choice, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Assessment:
+def _run(
+    path: Path, chosen: Choice, reporter: Reporter, options: Options, settings: Mapping[str, Any]
+) -> tuple[Assessment, Steps]:
+    """The run's assessment, and that of each average it kept, which is measured as it is asked for."""
     model = models.load(path, device=options.device, warn=reporter.warn)
     cache, progress = cache_folder(), reporter.progress
     if options.against is None:
@@ -111,7 +123,7 @@ def _run(path: Path, chosen: Choice, reporter: Reporter, options: Options, setti
     each = -(-wanted_count // (max(1, len(model.classes)) * max(1, len(positions or ()))))
     request = tasks.request(model, positions=positions, n=each, seed=seed, batch=BATCH, **settings)
     extractor, judges = _judges(chosen, data, options, reporter)
-    return assessment.assess(
+    found = assessment.assess(
         model,
         data.train,
         data.held_out,
@@ -122,6 +134,9 @@ def _run(path: Path, chosen: Choice, reporter: Reporter, options: Options, setti
         cache=cache,
         progress=progress,
     )
+    at = functools.partial(averages.at, model)
+    kept = averages.kept(path) if options.snapshots else []
+    return found, snapshots.measure(path, kept, at, extractor, found.reference, request, progress=progress)
 
 
 def _pictures(path: Path, chosen: Choice, reporter: Reporter, options: Options) -> Assessment:

@@ -29,7 +29,7 @@ from moyai.data.images import ImageSet
 from moyai.data.locate import cache_folder
 from moyai.devices import chosen
 from moyai.errors import ConfigError, RequestError, choices
-from moyai.evaluation import report
+from moyai.evaluation import report, section
 from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
 from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
 from moyai.nets.precision import keep_memory
@@ -320,8 +320,8 @@ class Run:
         key = {"prior": model.digest, "sampling": sections["sampling"], "report": sections["report"]}
         if self.recipe.decoder is not None:
             key["decoder"] = sections["decoder"]
-        if (self.folder / "evaluation.json").is_file():
-            key["evaluation"] = read_json(self.folder / "evaluation.json")["facts"]
+        if shown := section.made_of(self.folder):
+            key["evaluation"] = shown
         done = self.folder / "samples" / "made-of.json"
         if done.is_file() and read_json(done) == key and (self.folder / "report.html").is_file():
             self.reporter.say(f"the report is {self.folder / 'report.html'}")
