@@ -17,7 +17,7 @@ import torch
 
 from moyai import tasks
 from moyai.checkpoints import averages, models
-from moyai.commands import subjects
+from moyai.commands import outputs, subjects
 from moyai.commands.subjects import POSSIBLE as AGAINST
 from moyai.commands.subjects import Halves
 from moyai.console import Reporter
@@ -92,12 +92,7 @@ def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
         if wrong := [name for name, value in given.items() if value is not None]:
             raise RequestError(f"--{wrong[0]} is for the samples of a run; {path} holds its pictures already")
     if options.json is not None:
-        try:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"{options.json.parent} cannot be made ({error.strerror})") from error
-        if options.json.is_dir():
-            raise RequestError(f"--json {options.json} is a folder; possible: a file, such as evaluation.json")
+        outputs.check_json(options.json, "evaluation.json")
 
 
 def _run(

@@ -27,6 +27,16 @@ def check(out: Path, gif: Path | None) -> None:
                 raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another place") from error
 
 
+def check_json(path: Path, example: str) -> None:
+    """Refuse, before anything is computed, a place where no table could be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{path.parent} cannot be made ({error.strerror})") from error
+    if path.is_dir():
+        raise RequestError(f"--json {path} is a folder; possible: a file, such as {example}")
+
+
 def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: Path, gif: Path | None) -> Iterator[str]:
     """Write the pictures; yields a sentence for each thing written."""
     if out.suffix.lower() == ".npz":

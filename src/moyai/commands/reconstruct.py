@@ -20,12 +20,12 @@ import torch
 from moyai import similarity
 from moyai.batch import Cond
 from moyai.checkpoints import models
-from moyai.commands import comparison
+from moyai.commands import comparison, outputs
 from moyai.commands.comparison import Values, judge, overlap
 from moyai.console import Reporter
 from moyai.data.decode import MAX_BYTES, Seen, Target, UnreadablePicture, decode, inspect, quiet
 from moyai.data.images import BadFile
-from moyai.data.listing import Entry, listing
+from moyai.data.listing import Entry, contents, listing
 from moyai.errors import DataError, RequestError
 from moyai.files import write_json_atomic
 from moyai.firststage.autoencoder import LatentAutoencoder
@@ -120,12 +120,7 @@ def _check(paths: Sequence[Path], options: Options) -> None:
     if options.position is not None and not 0 <= options.position <= 1:
         raise RequestError(f"--position {options.position:g} is outside the range; possible: 0 to 1")
     if options.json is not None:
-        try:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"{options.json.parent} cannot be made ({error.strerror})") from error
-        if options.json.is_dir():
-            raise RequestError(f"--json {options.json} is a folder; possible: a file, such as reconstructions.json")
+        outputs.check_json(options.json, "reconstructions.json")
 
 
 def _subject(run: Path, options: Options) -> Subject:
@@ -171,7 +166,7 @@ def _look(
     facts, resize, found = subject.facts, subject.recipe.data.resize, []
     for entry in entries:
         try:
-            seen = inspect(_bytes(entry))
+            seen = inspect(contents(entry))
         except UnreadablePicture as error:
             bad.append(BadFile(entry.name, str(error)))
         else:
@@ -181,15 +176,6 @@ def _look(
     return found, others
 
 
-def _bytes(entry: Entry) -> bytes:
-    try:
-        return entry.read()
-    except Exception as error:
-        # The operating system, zip's checksum and its decompressors each have errors of their own.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadablePicture(f"cannot be read: {reason}") from error
-
-
 def _judged(
     subject: Subject, found: Sequence[Found], bad: list[BadFile], options: Options, reporter: Reporter
 ) -> Iterator[tuple[Found, np.ndarray, np.ndarray, Values]]:
@@ -197,7 +183,7 @@ def _judged(
     precision = subject.recipe.first_stage.train.precision
     for done, one in enumerate(found, 1):
         try:
-            pixels, _ = decode(_bytes(one.entry), one.target)
+            pixels, _ = decode(contents(one.entry), one.target)
         except UnreadablePicture as error:
             bad.append(BadFile(one.name, str(error)))
         else:

@@ -23,7 +23,7 @@ import numpy as np
 from moyai.data.config import Cifar10Config, FolderConfig
 from moyai.data.decode import Seen, Target, UnreadablePicture, decode, inspect, quiet
 from moyai.data.images import BadFile, ImageSet, Progress, SourceFile, chosen
-from moyai.data.listing import REFUSED, Entry, Listing, listing
+from moyai.data.listing import REFUSED, Entry, Listing, contents, listing
 from moyai.data.locate import find_root
 from moyai.data.store import Decoded, Store
 from moyai.errors import DataError
@@ -159,7 +159,7 @@ def _look(
 def _examine(entry: Entry) -> tuple[str, Seen | str]:
     """The hash ("" where the bytes cannot be had) and the header, or why there is none."""
     try:
-        data = _bytes(entry)
+        data = contents(entry)
     except UnreadablePicture as error:
         return "", str(error)
     try:
@@ -169,15 +169,6 @@ def _examine(entry: Entry) -> tuple[str, Seen | str]:
         unsaid = suffix in REFUSED and "convert" not in str(error)
         hint = f" ({suffix} is not read: convert it to PNG)" if unsaid else ""
         return hashlib.sha256(data).hexdigest(), f"{error}{hint}"
-
-
-def _bytes(entry: Entry) -> bytes:
-    try:
-        return entry.read()
-    except Exception as error:
-        # The operating system, zip's checksum and its decompressors each have errors of their own.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadablePicture(f"cannot be read: {reason}") from error
 
 
 def _target(seen: Sequence[Seen], config: Pictures) -> Target:
@@ -205,7 +196,7 @@ def _decode(
 
     def picture(item: Looked) -> tuple[np.ndarray, bool] | str:
         try:
-            data = _bytes(item.entry)
+            data = contents(item.entry)
             if hashlib.sha256(data).hexdigest() != item.file.sha256:
                 return "changed while it was read"
             return decode(data, target)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from moyai.data.decode import MAX_BYTES
+from moyai.data.decode import MAX_BYTES, UnreadablePicture
 from moyai.data.images import BadFile
 from moyai.errors import DataError
 
@@ -44,6 +44,16 @@ class Listing:
     entries: tuple[Entry, ...]
     bad: tuple[BadFile, ...]
     others: int
+
+
+def contents(entry: Entry) -> bytes:
+    """The bytes of a picture file; UnreadablePicture says why they cannot be had."""
+    try:
+        return entry.read()
+    except Exception as error:
+        # The operating system, zip's checksum and its decompressors each have errors of their own.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadablePicture(f"cannot be read: {reason}") from error
 
 
 @contextmanager
