@@ -66,7 +66,9 @@ def killed_at_random(recipe: Path, straight: tuple[Outcome, float], kills: int, 
             if status is not None:
                 break
             os.kill(pid, 9)
-            assert tiny.wait(pid) == -9
+            status = tiny.wait(pid)
+            if status != -9:  # it ended by itself in that moment
+                break
             done += 1
         assert status == 0, (home / "said").read_text()
         check(out, expected)
