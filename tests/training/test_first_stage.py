@@ -189,3 +189,18 @@ def test_a_codebook_starts_on_the_latents_and_follows_them() -> None:
     found = made.validate()
     assert 1 <= found["perplexity"] <= 8
     assert 0 < found["codes used"] <= 1
+
+
+def test_a_step_that_was_not_applied_leaves_nothing_to_the_running_means() -> None:
+    lecam = {"adversarial": {**ADVERSARIAL, "regularizer": "lecam"}}
+    made, skipped = (stage(images(), judged=False, **{"first_stage.objective": lecam}) for _ in range(2))
+    batch, draw = made.batch(5), Draw(0, 5, 8, stage="first_stage")
+    skipped.losses(skipped.batch(4), Draw(0, 4, 8, stage="first_stage"))  # not finite, say: `applied` is never called
+    for one in (made, skipped):
+        one.losses(batch, draw)
+        one.applied(draw)
+    means = [dict(one.rival.lecam.named_buffers()) for one in (made, skipped) if one.rival and one.rival.lecam]
+    assert len(means) == 2
+    assert means[0]
+    for name, value in means[0].items():
+        torch.testing.assert_close(value, means[1][name], rtol=0, atol=0)

@@ -80,6 +80,10 @@ class Rival(nn.Module):
         }
         return total + judged, said
 
+    def begin(self) -> None:
+        """A step begins; what an earlier one left that was not applied is forgotten."""
+        self._logits = []
+
     def applied(self) -> None:
         """Once a step is applied: the running means follow its logits."""
         if self.lecam is not None and self._logits:

@@ -156,6 +156,8 @@ class FirstStageTraining:
     def _remember(self, posterior: Any, draw: Draw) -> None:
         if draw.start == 0:  # the first micro-batch; an earlier step may have been skipped
             self._seen = []
+            if self.rival is not None:
+                self.rival.begin()
         if isinstance(posterior, Quantized):
             self._seen.append((posterior.z.detach(), posterior.codes))
 

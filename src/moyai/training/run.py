@@ -167,7 +167,7 @@ class Run:
         if any(getattr(self.recipe, stage).train.steps is None for stage in trained):
             minutes = self.recipe.budget.minutes
             if self.plan and self.plan["minutes"] != minutes:
-                if self.record.begun("first_stage"):
+                if self.record.begun(trained[0]):
                     raise ConfigError(
                         f"{self.folder} was planned for {self.plan['minutes']:g} minutes, not {minutes:g}; "
                         f"possible: the old budget, another --out, or steps: {self.plan['overrides']}"
