@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from moyai.batch import Batch
-from moyai.conditioning.conditioner import ClassEmbedding, Conditioner
+from moyai.conditioning.conditioner import Conditioner
 from moyai.conditioning.config import ClassCondition
+from moyai.conditioning.embeddings import ClassEmbedding
 from moyai.diffusion import noise
 from moyai.diffusion.denoiser import Denoiser
 from moyai.diffusion.loss import weighting

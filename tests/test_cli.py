@@ -296,7 +296,7 @@ def test_classes_with_numbers_for_names_keep_their_own_place(tmp_path: Path) -> 
     assert status == 0, said
     for picture in ("prior/previews/step-000002.png", "samples/process.gif", "samples/samples.png"):
         made_from = tiny.read_recipe(tmp_path / "run" / picture)
-        assert (made_from["classes"], made_from["class_names"]) == ([0, 1, 2], ["1", "10", "2"])
+        assert (made_from["asked"]["class"], made_from["class_names"]) == ([0, 1, 2], ["1", "10", "2"])
 
 
 # Awkward places --------------------------------------------------------------------------------------------------

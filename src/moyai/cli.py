@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"moyai {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_sample, _add_evaluate, _add_reconstruct, _add_inspect, _add_check, _add_recipe):
+    looking = (_add_evaluate, _add_compare, _add_reconstruct, _add_inspect)
+    for add in (_add_train, _add_sample, *looking, _add_check, _add_recipe):
         add(commands)
     return parser
 
@@ -70,6 +71,9 @@ def _add_train(commands: Any) -> None:
     )
     _recipe_words(p)
     p.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name>, or the run given)")
+    p.add_argument(
+        "--first-stage", type=Path, default=None, metavar="RUN", help="take over that run's first stage, train none"
+    )
     p.add_argument("--stage", default=None, help="only this part: first_stage, latents, prior, decoder or report")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--allow-data-change", action="store_true", help="go on though the data are not those it began with")
@@ -86,13 +90,29 @@ def _add_sample(commands: Any) -> None:
     p.add_argument(
         "--position", type=float, nargs="+", default=None, metavar="P", help="of slices, 0 to 1; default: eight of them"
     )
-    p.add_argument("--n", type=int, default=8, help="pictures of each class and position")
+    p.add_argument("--caption", nargs="+", default=None, metavar="TEXT", help="what to draw, in words")
+    p.add_argument(
+        "--number", nargs="+", default=None, metavar="FIELD=VALUE", help="other numbers the data have, such as age=70"
+    )
+    p.add_argument("--map", type=Path, nargs="+", default=None, metavar="FILE", help="pictures of region numbers")
+    p.add_argument(
+        "--picture", type=Path, nargs="+", default=None, metavar="FILE", help="small pictures to enlarge, or to fill in"
+    )
+    p.add_argument("--mask", type=Path, default=None, metavar="FILE", help="white where --picture is to be filled in")
+    p.add_argument("--n", type=int, default=8, help="pictures of each combination of what is asked")
     p.add_argument("--seed", type=int, default=0, help="of the first picture; picture i has seed + i")
     p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
     p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
     p.add_argument("--eta", type=float, default=None, help="fresh noise; of euler, 0 is DDIM and 1 is DDPM")
+    p.add_argument(
+        "--temperature", type=float, default=None, help="of priors over codes: below 1 likelier codes, 0 the likeliest"
+    )
+    p.add_argument("--top-k", type=int, default=None, help="of priors over codes: draw among so many likeliest")
+    p.add_argument(
+        "--top-p", type=float, default=None, help="of priors over codes: among those that come to this share"
+    )
     p.add_argument("--batch", type=int, default=None, help="pictures a forward (default: the recipe's)")
     p.add_argument(
         "--like", type=Path, default=None, metavar="PICTURE", help="draw it again, from the recipe it carries"
@@ -131,6 +151,25 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
     p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
     p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
+    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    p.add_argument("--quiet", action="store_true", help="only warnings and the table")
+
+
+def _add_compare(commands: Any) -> None:
+    p = _command(commands, "compare", "Put the priors of several runs into one table and one picture.", _compare)
+    p.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="two finished runs or more")
+    p.add_argument(
+        "--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="default: those all runs know"
+    )
+    p.add_argument("--position", type=float, nargs="+", default=None, metavar="P", help="of slices, 0 to 1")
+    p.add_argument("--caption", nargs="+", default=None, metavar="TEXT", help="what to draw, in words")
+    p.add_argument("--n", type=int, default=None, help="pictures of each combination (default: 8 in all, or more)")
+    p.add_argument("--seed", type=int, default=0, help="of the first column; column i has seed + i")
+    p.add_argument("--steps", type=int, default=None, help="sampler steps (default: each recipe's own)")
+    p.add_argument("--sampler", default=None, help="euler, heun, ... (default: each recipe's own)")
+    p.add_argument("--guidance", type=float, default=None, help="classifier-free (default: each recipe's own)")
+    p.add_argument("--out", type=Path, default=Path("comparison.png"), help="the picture, a row a run")
+    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the table there")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--quiet", action="store_true", help="only warnings and the table")
 
@@ -195,6 +234,7 @@ def _train(o: argparse.Namespace) -> int:
                 stage=o.stage,
                 gpu=o.gpu,
                 device=o.device,
+                first_stage=o.first_stage,
                 allow_data_change=o.allow_data_change,
                 force=o.force,
                 reporter=reporter,
@@ -208,20 +248,24 @@ def _train(o: argparse.Namespace) -> int:
 def _sample(o: argparse.Namespace) -> int:
     from moyai import pictures, tasks
     from moyai.checkpoints.models import load
-    from moyai.commands import outputs
+    from moyai.commands import asking, outputs
     from moyai.devices import chosen
     from moyai.nets.precision import keep_memory
 
     keep_memory()
     outputs.check(o.out, o.gif)
-    names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch")
+    of_codes = ("temperature", "top_k", "top_p")
+    names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch", *of_codes)
     with console.reporter(quiet=o.quiet) as reporter:
         model = load(o.path, device=chosen(o.device), warn=reporter.warn)
         if o.like is None:
             settings = {name: getattr(o, name) for name in names}
-            request = tasks.request(model, o.classes, positions=o.position, **settings)
+            others = asking.others(model, numbers=o.number, maps=o.map, pictures=o.picture, mask=o.mask)
+            asked = {"positions": o.position, "captions": o.caption, "others": others}
+            request = tasks.request(model, o.classes, **asked, **settings)
         else:
-            request, changes = tasks.like(model, pictures.read_recipe(o.like))
+            given = asking.others(model, maps=o.map, pictures=o.picture, mask=o.mask)
+            request, changes = tasks.like(model, pictures.read_recipe(o.like), given)
             for change in changes:
                 reporter.warn(f"{o.like} may not come out the same to the bit: {change}")
         images = tasks.collect(model, request, lambda done, total: reporter.progress("sampling", done, total))
@@ -240,6 +284,20 @@ def _evaluate(o: argparse.Namespace) -> int:
     options = Options(o.against, o.extractor, o.n, o.seed, o.json, chosen(o.device), o.snapshots)
     with console.reporter(quiet=o.quiet) as reporter:
         for line in evaluate(o.path, reporter, options, settings):
+            console.result(line)
+    return 0
+
+
+def _compare(o: argparse.Namespace) -> int:
+    from moyai.commands.compare import Options, compare
+    from moyai.devices import chosen
+    from moyai.nets.precision import keep_memory
+
+    keep_memory()
+    drawn = {name: getattr(o, name) for name in ("classes", "n", "seed", "steps", "sampler", "guidance")}
+    options = Options(o.out, positions=o.position, captions=o.caption, json=o.json, device=chosen(o.device), **drawn)
+    with console.reporter(quiet=o.quiet) as reporter:
+        for line in compare(o.paths, reporter, options):
             console.result(line)
     return 0
 

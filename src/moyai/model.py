@@ -6,22 +6,39 @@ again = model.decode(model.encode(images))              # through the latents an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moyai.conditioning.conditioner import Conditioner
-from moyai.data.images import to_uint
+from moyai.conditioning.spatial import FROM_PICTURES
+from moyai.data.images import ImageSet, to_uint
 from moyai.errors import RequestError
 from moyai.firststage.codec import Codec
 from moyai.nets.precision import placed
+from moyai.priors.codes import CodePrior
 from moyai.priors.diffusion import DiffusionPrior
+from moyai.randomness import Draw
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
+
+EXAMPLES = 8
+
+
+def example_rows(count: int) -> np.ndarray:
+    """Which of `count` held-out pictures a run keeps as examples of what can be told: evenly, (<= EXAMPLES,)."""
+    return np.linspace(0, count - 1, min(count, EXAMPLES)).astype(np.int64)
+
+
+def told_fields(conditioner: Conditioner, images: ImageSet) -> dict[str, np.ndarray]:
+    """What a conditioner is told of a whole data set, prepared for batches: (N, ...) each; in training `dropped`
+    makes of pictures what is told of them."""
+    known = dict(images.fields) | {name: cast(np.ndarray, images.pixels) for name in FROM_PICTURES}
+    return conditioner.prepared(known)
 
 
 @dataclass
@@ -30,11 +47,12 @@ class LatentModel:
 
     codec: Codec
     conditioner: Conditioner
-    prior: DiffusionPrior
+    prior: DiffusionPrior | CodePrior
     recipe: Recipe
     facts: DataFacts
     path: Path | None = None
     digest: str = ""  # of the prior's weights; goes into every picture's recipe
+    examples: Mapping[str, np.ndarray] = field(default_factory=dict)  # what some held-out pictures are, row by row
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -50,12 +68,26 @@ class LatentModel:
     def device(self) -> torch.device:
         return self.codec.mean.device
 
+    @property
+    def diffusion(self) -> DiffusionPrior:
+        """The prior, where it is a diffusion model. RequestError where it is one of codes."""
+        if not isinstance(self.prior, DiffusionPrior):
+            raise RequestError("this model draws codes one after the other; it has no noise levels")
+        return self.prior
+
     def to(self, device: torch.device | str) -> "LatentModel":
         """Move everything; returns itself."""
         modules: tuple[Any, ...] = (self.codec, self.conditioner, self.prior)
         for module in modules:
             placed(module, device)
         return self
+
+    def told(self, images: ImageSet, index: np.ndarray) -> dict[str, np.ndarray]:
+        """What the prior can be told of some pictures of a data set, (n, ...) each, as a request takes it."""
+        found = {name: images.fields[name][index] for name in self.fields if name in images.fields}
+        made = {name: torch.from_numpy(images.pixels[index]) for name in self.fields if name in FROM_PICTURES}
+        draw = Draw(0, 0, len(index), stage="examples")
+        return found | {name: made_of.numpy() for name, made_of in self.conditioner.corrupted(made, draw).items()}
 
     def encode(self, images: np.ndarray | Tensor, fields: Mapping[str, Tensor] | None = None) -> Tensor:
         """Pictures to normalised latents (B, c, h, w), the posterior's mode.

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from moyai.conditioning.conditioner import ClassEmbedding, Conditioner, class_numbers
+from moyai.conditioning.conditioner import Conditioner, class_numbers
 from moyai.conditioning.config import ClassCondition
+from moyai.conditioning.embeddings import ClassEmbedding
 from moyai.errors import RequestError
 from moyai.randomness import Draw
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moyai.batch import Cond
-from moyai.diffusion.denoiser import Denoiser
+from moyai.diffusion.denoiser import Denoise, Denoiser, Edited, scattered
 from moyai.diffusion.noise import Table, column
 from moyai.diffusion.parameterization import EDM, X0, Eps, Flow, Parameterization, V
 
@@ -106,3 +106,53 @@ def test_concat_is_not_scaled() -> None:
     cond = Cond(concat=torch.full((2, 1), 5.0))
     denoiser(torch.randn(2, 4), torch.tensor(100.0), cond)
     assert torch.equal(denoiser.net.cond.concat, cond.concat)
+
+
+class Two(nn.Module):
+    """A network with a second half that nobody should mistake for the first, and the count of its forwards."""
+
+    forwards = 0
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        self.forwards += 1
+        push = 0.0 if cond.vector is None else cond.vector.reshape(-1, 1, 1, 1)
+        return torch.cat([torch.tanh(x + push), torch.cos(5 * x + push)], 1)
+
+
+class One(nn.Module):
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return Two()(x, time, cond)[:, :1]
+
+
+@pytest.mark.parametrize("kind", [Eps, X0, V])
+def test_only_the_first_half_of_the_outputs_is_the_picture(kind: type) -> None:
+    with_variance = Denoiser(Two(), kind(TABLE), learned_variance=True)
+    without = Denoiser(One(), kind(TABLE))
+    x, sigma = torch.randn(3, 1, 4, 4), TABLE.sigmas[[3, 400, 999]].float()
+    assert torch.equal(with_variance(x, sigma), without(x, sigma))
+    assert torch.equal(with_variance.network(x, sigma), without.network(x, sigma))
+    assert torch.equal(with_variance.given(Cond())(x, sigma), without.given(Cond())(x, sigma))
+    assert without.outputs(x, sigma)[1] is None
+    assert without.step(x, sigma, 0.5 * sigma)[1] is None
+
+
+def test_an_edit_keeps_the_variance_of_the_full_condition_and_costs_no_forward_more() -> None:
+    denoiser = Denoiser(Two(), Eps(TABLE), learned_variance=True)
+    null, cond = Cond(vector=torch.zeros(3, 1)), Cond(vector=torch.tensor([[1.0], [2.0], [3.0]]))
+    x, sigma = torch.randn(3, 1, 4, 4), torch.full((3,), 2.0)
+
+    def both(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+        first, last = denoise(x.repeat(2, 1, 1, 1), sigma.repeat(2)).chunk(2)
+        return first + 3 * (last - first)
+
+    guided = Edited(denoiser.given(Cond.cat([null, cond])), both)
+    clamped = Edited(guided, lambda run, x, sigma: run(x, sigma).clamp(-0.1, 0.1))
+    denoiser.net.forwards = 0
+    estimate, variance = clamped.step(x, sigma, 0.5 * sigma)
+    assert denoiser.net.forwards == 1
+    assert torch.equal(estimate, guided(x, sigma).clamp(-0.1, 0.1))
+    assert torch.allclose(variance, denoiser.variance(x, sigma, 0.5 * sigma, cond))
+    assert not torch.allclose(variance, denoiser.variance(x, sigma, 0.5 * sigma, null), rtol=1e-2)
+    plain = scattered(lambda x, sigma: x, x, sigma, sigma)
+    assert plain[0] is x
+    assert plain[1] is None

@@ -132,7 +132,7 @@ def test_inpainting_keeps_the_known_part_to_the_bit(denoiser: Denoiser, sampler:
         return denoiser(x, sigma, _conds(1)[0].to(dtype))
 
     denoise = inpainting(plain, known, mask, noise)
-    *_, last = SAMPLERS[sampler](denoise, 10 * noise, karras(10.0, 0.05, 6))
+    *_, last = SAMPLERS[sampler](denoise, 10 * noise, karras(10.0, 0.05, 6), noise=lambda i: noise)
     outside = (mask == 0).expand_as(known)
     assert torch.equal(last.x[outside], known[outside])
     assert float((last.x - known)[~outside].abs().min()) > 1e-6  # and the rest is painted

@@ -13,12 +13,13 @@ from moyai.diffusion.denoiser import Denoise, Denoiser
 from moyai.diffusion.grids import GRIDS, karras, table_spacing, uniform_log, uniform_time
 from moyai.diffusion.noise import Table, column, q_posterior
 from moyai.diffusion.parameterization import X0, Eps, Flow, Parameterization, V
-from moyai.diffusion.sampling import HEUN_SPAN, SAMPLERS, Step, dpmpp_2m, euler, heun, split, start
+from moyai.diffusion.sampling import HEUN_SPAN, SAMPLERS, Step, ddpm, dpmpp_2m, euler, heun, split, start
 from moyai.errors import RequestError
 
 MEAN, STD = 0.3, 0.6
-DETERMINISTIC = list(SAMPLERS)
-STOCHASTIC = [name for name in SAMPLERS if name != "heun"]
+ANCESTRAL = [name for name in SAMPLERS if name.startswith("ddpm")]
+DETERMINISTIC = [name for name in SAMPLERS if name not in ANCESTRAL]  # at eta 0
+STOCHASTIC = [name for name in DETERMINISTIC if name != "heun"]  # at eta above 0
 
 
 def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ MODELS: dict[str, Parameterization] = {
 }
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
 @pytest.mark.parametrize(("grid", "model"), [(g, m) for g in GRIDS for m in MODELS if (g, m) != ("table", "flow")])
 def test_every_sampler_on_every_grid(sampler: str, grid: str, model: str) -> None:
     """Any count ends at 0, nowhere further from the picture than the data reach; many steps end at the solution."""
@@ -86,7 +87,7 @@ def test_every_sampler_on_every_grid(sampler: str, grid: str, model: str) -> Non
 def test_the_last_step_returns_the_estimate_to_the_bit() -> None:
     sigmas = karras(10.0, 0.1, 4)
     for sampler in SAMPLERS.values():
-        *_, step = sampler(gaussian, torch.randn(3, 2), sigmas)
+        *_, step = sampler(gaussian, torch.randn(3, 2), sigmas, noise=lambda i: torch.randn(3, 2))
         assert torch.equal(step.x, step.denoised)
 
 
@@ -180,7 +181,7 @@ def test_no_sampler_is_lost_by_the_long_first_step_of_an_even_grid(model: str) -
     fine = uniform_log(p.sigma_max, 0.002, 1000).double()
     exact = last("euler", mixture, start(noise, p, fine), fine)
     error = {}
-    for name in SAMPLERS:
+    for name in DETERMINISTIC:
         sigmas = uniform_time(p, 12).double()
         error[name] = float((last(name, mixture, start(noise, p, sigmas), sigmas) - exact).square().mean().sqrt())
         assert error[name] < 0.5, name
@@ -294,6 +295,122 @@ def test_eta_one_is_the_posterior() -> None:
         assert torch.allclose(step.x * table.abar[prev].sqrt(), mean, atol=1e-12)
         up = split(float(s), float(s_prev), 1.0)[1]
         assert up**2 * float(table.abar[prev]) == pytest.approx(float(variance), rel=1e-9)
+
+
+# --- ddpm
+
+
+@pytest.mark.parametrize(("grid", "model"), [(g, m) for g in GRIDS for m in MODELS if (g, m) != ("table", "flow")])
+def test_ddpm_is_euler_at_eta_one(grid: str, model: str) -> None:
+    """With the posterior's variance, on every grid and at many counts of steps; the last step is the estimate."""
+    p = MODELS[model]
+    generator = torch.Generator().manual_seed(0)
+    for steps in (1, 2, 12, 101):
+        sigmas = GRIDS[grid](p, steps, 1.0).double()
+        x = start(torch.randn(3, 2, generator=generator, dtype=torch.float64), p, sigmas)
+        fresh = torch.randn(steps + 1, 3, 2, generator=generator, dtype=torch.float64)
+        theirs = euler(mixture, x, sigmas, eta=1.0, noise=lambda i, fresh=fresh: fresh[i])
+        ours = ddpm(mixture, x, sigmas, noise=lambda i, fresh=fresh: fresh[i])
+        small = SAMPLERS["ddpm_small"](mixture, x, sigmas, noise=lambda i, fresh=fresh: fresh[i])
+        for a, b, c in zip(theirs, ours, small, strict=True):
+            assert a.index == b.index
+            assert a.sigma == b.sigma
+            assert torch.allclose(a.x, b.x, rtol=1e-11, atol=1e-11)
+            assert torch.equal(b.x, c.x)  # where none was learned, ddpm is this one
+        assert torch.equal(b.x, b.denoised)
+
+
+class Spread(nn.Module):
+    """The true noise of the centred Gaussian, and a variance `share` of the way from small to large."""
+
+    def __init__(self, table: Table, std: float, share: float) -> None:
+        super().__init__()
+        self.table, self.std, self.share = table, std, share
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        s = column(self.table.sigma(time), x)
+        eps = x * (1 + s**2).sqrt() * s / (self.std**2 + s**2)
+        return torch.cat([eps, torch.full_like(eps, 2 * self.share - 1)], 1)
+
+
+@pytest.mark.parametrize(("variance", "share"), [("small", 0.0), ("large", 1.0), ("learned", 0.3)])
+def test_ddpm_follows_the_closed_recursion(variance: str, share: float) -> None:
+    """Each step is x' = k x + sqrt(V) n with numbers of the step alone; so is the variance of a walk, and its mean."""
+    table = Table.linear(1e-3, 0.2, 30)
+    sigmas = torch.cat([table.sigmas.flip(0), torch.zeros(1, dtype=torch.float64)])
+    denoise = Denoiser(Spread(table, STD, share), Eps(table), learned_variance=True).given(Cond())
+    ours = total = float(sigmas[0]) ** 2 + STD**2
+    steps = list(_responses("ddpm", denoise, sigmas, 0.0, begin=sqrt(ours)))
+    if variance != "learned":  # by its own name: the same variance, without the network's word
+        named = _responses(f"ddpm_{variance}", denoise, sigmas, 0.0, begin=sqrt(ours))
+        assert all(torch.allclose(a.x, b.x, rtol=1e-10) for a, b in zip(steps, named, strict=True))
+    mean = 1.0
+    start_at_one = list(ddpm(denoise, torch.ones(1, 1, dtype=torch.float64), sigmas, noise=_zeros(torch.zeros(1, 1))))
+    for (s, t), step, one in zip(pairwise(sigmas.tolist()), steps, start_at_one, strict=True):
+        shrink = STD**2 / (STD**2 + s**2)
+        k = shrink + (t / s) ** 2 * (1 - shrink)
+        bar, bar_prev = 1 / (1 + s**2), 1 / (1 + t**2)
+        beta = 1 - bar / bar_prev
+        small, large = (1 - bar_prev) / (1 - bar) * beta / bar_prev, beta / bar_prev
+        total = k**2 * total + (small ** (1 - share) * large**share if t else 0.0)
+        mean *= k
+        assert float(step.x.square().sum()) == pytest.approx(total, rel=1e-9)
+        assert float(one.x) == pytest.approx(mean, rel=1e-9)
+
+
+def test_large_is_exact_for_data_of_variance_one_and_small_for_a_point() -> None:
+    """Ho et al. 2020, section 3.2: each marginal is exact with the variance that is right for the data."""
+    sigmas = torch.cat([torch.logspace(1.5, -2, 6, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    s = float(sigmas[0])
+    for step in _responses("ddpm_large", lambda x, s: x / (1 + column(s, x) ** 2), sigmas, 0.0, begin=sqrt(1 + s * s)):
+        if step.sigma:
+            assert float(step.x.square().sum()) == pytest.approx(1 + step.sigma**2, rel=1e-12)
+    for step in _responses("ddpm_small", lambda x, s: torch.zeros_like(x), sigmas, 0.0, begin=s):
+        assert float(step.x.square().sum()) == pytest.approx(step.sigma**2, rel=1e-12)
+
+
+class Dummy2(nn.Module):
+    def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        return torch.cat([Dummy()(x, time, cond), torch.sin(3 * x)], 1)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("steps", [100, 20])
+def test_ddpm_matches_diffusers(monkeypatch: pytest.MonkeyPatch, variance: str, kind: str, steps: int) -> None:
+    from diffusers.schedulers import scheduling_ddpm
+
+    table = Table.linear(1e-3, 0.2, 100)
+    scheduler = scheduling_ddpm.DDPMScheduler(
+        100, variance_type=variance, prediction_type=kind, clip_sample=False, timestep_spacing="leading"
+    )
+    scheduler.alphas_cumprod, scheduler.one = table.abar, torch.ones((), dtype=torch.float64)
+    scheduler.set_timesteps(steps)
+    sigmas = torch.cat([table.sigmas[scheduler.timesteps], torch.zeros(1, dtype=torch.float64)])
+    generator = torch.Generator().manual_seed(steps)
+    x = torch.randn(2, 3, 8, generator=generator, dtype=torch.float64)
+    fresh = torch.randn(steps + 1, 2, 3, 8, generator=generator, dtype=torch.float64)
+
+    parameterization = {"epsilon": Eps, "v_prediction": V, "sample": X0}[kind](table)
+    learned = variance == "learned_range"
+    net = Dummy2() if learned else Dummy()
+    denoise = Denoiser(net, parameterization, learned_variance=learned).given(Cond())
+    sampler = SAMPLERS["ddpm" if learned else variance.replace("fixed", "ddpm")]
+    ours = sampler(denoise, start(x, parameterization, sigmas), sigmas, noise=lambda i: fresh[i])
+    for t, step in zip(scheduler.timesteps, ours, strict=True):
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, at=step.index, **__: fresh[at])
+        x = scheduler.step(net(x, t.double().expand(2), Cond()), t, x).prev_sample
+        assert torch.allclose(step.x / sqrt(1 + step.sigma**2), x, atol=1e-9, rtol=1e-9), int(t)
+
+
+def test_what_ddpm_refuses() -> None:
+    x, sigmas = torch.ones(1, 1), karras(2.0, 0.1, 3)
+    with pytest.raises(RequestError, match=r"eta 0\.5 .*ddpm has its own noise; possible: eta 0, or euler"):
+        next(ddpm(gaussian, x, sigmas, eta=0.5))
+    with pytest.raises(RequestError, match="learned no variance; possible: small or large"):
+        next(ddpm(gaussian, x, sigmas, noise=_zeros(x), variance="learned"))
+    with pytest.raises(ValueError, match="needs noise"):
+        next(ddpm(gaussian, x, sigmas))
 
 
 def _zeros(x: Tensor) -> Callable[[int], Tensor]:

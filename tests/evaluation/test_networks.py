@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from moyai.errors import CheckpointError, DataError, RequestError
 from moyai.evaluation import networks
 from moyai.evaluation.features import extract
-from moyai.evaluation.networks import OwnExtractor, Trained
+from moyai.evaluation.keeping import Trained
+from moyai.evaluation.networks import OwnExtractor
 
 
 def patterns(count: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -29,10 +30,10 @@ def patterns(count: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarr
     return noisy.clip(0, 255).astype(np.uint8)[:, None], labels
 
 
-def last(steps: Iterator[Trained]) -> OwnExtractor:
+def last(steps: Iterator[Trained[OwnExtractor]]) -> OwnExtractor:
     *_, end = steps
-    assert end.extractor is not None
-    return end.extractor
+    assert end.made is not None
+    return end.made
 
 
 def neighbour_accuracy(extractor: OwnExtractor) -> float:
@@ -63,7 +64,7 @@ def test_a_classifier_learns_and_reports_its_held_out_accuracy(classifier: OwnEx
 def test_steps_are_told_as_they_come() -> None:
     steps = list(networks.train_classifier(*patterns(40, 0), seed=1, steps=5, batch=8))
     assert [s.step for s in steps] == [1, 2, 3, 4, 5, 5]
-    assert [s.extractor is None for s in steps] == [True] * 5 + [False]
+    assert [s.made is None for s in steps] == [True] * 5 + [False]
     assert all(math.isfinite(s.loss) and s.steps == 5 for s in steps)
 
 

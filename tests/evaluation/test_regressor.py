@@ -10,7 +10,7 @@ from moyai.data.images import ImageSet, SourceFile
 from moyai.errors import CheckpointError, DataError
 from moyai.evaluation import obedience, regressor
 from moyai.evaluation.networks import Trunk
-from moyai.evaluation.obedience import PositionError
+from moyai.evaluation.obedience import NumberError, PositionError
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -29,8 +29,8 @@ def slices(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def trained(steps: int = 120, seed: int = 0) -> regressor.Regressor:
     pixels, positions = slices(300)
     *_, last = regressor.train(pixels, positions, field="position", seed=seed, steps=steps, batch=32)
-    assert last.regressor is not None
-    return last.regressor
+    assert last.made is not None
+    return last.made
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_error_is_the_mean_difference_in_slices(judge: regressor.Regressor, 
     pixels, positions = slices(80, seed=1)
     measure = PositionError(judge, tmp_path)
     read = judge.read(judge(torch.from_numpy(pixels).float() / 127.5 - 1))
-    found = measure.measure(pixels, positions)
+    (found,) = measure.measure(pixels, positions)
     each = np.abs(read - positions) * 31
     assert found.value == pytest.approx(each.mean(), abs=1e-4)
     assert found.error == pytest.approx(each.std(ddof=1) / np.sqrt(80), abs=1e-4)
@@ -58,12 +58,12 @@ def test_the_error_is_the_mean_difference_in_slices(judge: regressor.Regressor, 
 def test_it_reads_what_is_there_and_disobedience_shows(judge: regressor.Regressor, tmp_path: Path) -> None:
     pixels, positions = slices(80, seed=1)
     measure = PositionError(judge, tmp_path)
-    right = measure.measure(pixels, positions).value
+    right = measure.measure(pixels, positions)[0].value
     guess = 31 * np.abs(positions - np.median(positions)).mean()  # the best that can be said without looking
     assert right < guess / 3
-    assert measure.measure(pixels, 1 - positions).value > 2 * right
+    assert measure.measure(pixels, 1 - positions)[0].value > 2 * right
     shifted = np.clip(positions + 0.3, 0, 1)
-    assert measure.measure(pixels, shifted).value > 2 * right
+    assert measure.measure(pixels, shifted)[0].value > 2 * right
 
 
 def test_the_same_call_gives_the_same_network_and_files_keep_it(judge: regressor.Regressor, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_units_do_not_matter() -> None:
     pixels, positions = slices(100)
     *_, plain = regressor.train(pixels, positions, field="x", seed=0, steps=5)
     *_, scaled = regressor.train(pixels, 1000 * positions - 300, field="x", seed=0, steps=5)
-    assert plain.regressor is not None
-    assert scaled.regressor is not None
+    assert plain.made is not None
+    assert scaled.made is not None
     shown = torch.from_numpy(pixels[:9]).float() / 127.5 - 1
-    found, wanted = scaled.regressor.read(scaled.regressor(shown)), plain.regressor.read(plain.regressor(shown))
+    found, wanted = scaled.made.read(scaled.made(shown)), plain.made.read(plain.made(shown))
     np.testing.assert_allclose(found, 1000 * wanted - 300, rtol=0, atol=0.05)
 
 
@@ -105,10 +105,33 @@ def test_judges_are_made_for_the_fields_there_are(tmp_path: Path, monkeypatch: p
     assert again.measure(pixels, positions) == made["position"].measure(pixels, positions)
 
 
+def test_any_field_of_numbers_has_a_judge_in_its_own_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages from 20 to 90 are read to a few years; whole numbers such as a slice's are no such field."""
+    monkeypatch.setattr(obedience, "STEPS", 120)
+    pixels, positions = slices(300)
+    names = [str(i) for i in range(300)]
+    data = ImageSet(pixels, {"age": (20 + 70 * positions).astype(np.float32), "slice": np.arange(300)}, (), names, ())
+    made = obedience.judges(data, tmp_path, silent)
+    assert list(made) == ["age"]
+    assert isinstance(made["age"], NumberError)
+    shown, held_out = slices(80, seed=1)
+    ages = 20 + 70 * held_out
+    (found,) = made["age"].measure(shown, ages)
+    assert found.metric == "age error"
+    guess = np.abs(ages - np.median(ages)).mean()
+    assert 0 < found.value < guess / 3
+    (off,) = made["age"].measure(shown, ages + 1000)
+    assert off.value == pytest.approx(1000, abs=guess)
+    with pytest.raises(DataError, match="1 values of age asked for are not finite"):
+        made["age"].measure(shown, np.where(np.arange(80) == 3, np.nan, ages))
+    with pytest.raises(DataError, match="80 pictures need as many values of age"):
+        made["age"].measure(shown, ages[1:])
+
+
 def test_bad_input_in_one_line(judge: regressor.Regressor, tmp_path: Path) -> None:
     pixels, positions = slices(10)
     measure = PositionError(judge, tmp_path)
-    with pytest.raises(DataError, match=r"10 pictures need as many positions, not \(9,\)"):
+    with pytest.raises(DataError, match=r"10 pictures need as many values of position, not \(9,\)"):
         measure.measure(pixels, positions[:9])
     with pytest.raises(DataError, match="positions are fractions, 0 to 1, not"):
         measure.measure(pixels, positions * 31)

@@ -5,9 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from firststage.test_objective import autoencoder, pictures
+from moyai.errors import ConfigError
+from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.codec import LatentCodec, LatentStatistics
+from moyai.firststage.config import CodebookConfig, FSQConfig
+from moyai.firststage.quantization import FSQ, VectorQuantizer
+from moyai.nets.config import AutoencoderConfig
 from moyai.randomness import Draw
 
 
@@ -95,3 +101,63 @@ def test_the_codec_is_frozen() -> None:
     assert not made.autoencoder.training
     assert not any(p.requires_grad for p in made.parameters())
     assert not made.encode(pictures(1, 1, 8, 8).requires_grad_()).requires_grad
+
+
+def discrete(bottleneck: nn.Module, channels: int) -> LatentCodec:
+    """A codec of pictures 7 x 9, with statistics that are not those of its latents."""
+    config = AutoencoderConfig(factor=2, width=8, multipliers=(1, 2), latent_channels=channels, groups=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = LatentCodec(LatentAutoencoder(config, 1, bottleneck), (1, 7, 9), precision="float32")
+    return made.measured((torch.linspace(-1, 1, channels), torch.linspace(0.5, 2, channels)))
+
+
+def vectors(cosine: bool) -> VectorQuantizer:
+    made = VectorQuantizer(CodebookConfig(size=16, cosine=cosine), 4)
+    made.codebook.data.copy_(pictures(16, 4) * 0.7)
+    return made
+
+
+BOTTLENECKS = {
+    "vq": (lambda: vectors(False), 4, 16),
+    "cosine": (lambda: vectors(True), 4, 16),
+    "fsq": (lambda: FSQ(FSQConfig(levels=(5, 4, 3))), 3, 60),
+}
+
+
+@pytest.mark.parametrize("kind", BOTTLENECKS)
+def test_codes_are_numbers_of_what_is_decoded(kind: str) -> None:
+    make, channels, count = BOTTLENECKS[kind]
+    made = discrete(make(), channels)
+    assert made.codes_counts() == [count]
+    assert made.code_shapes() == [made.shape()[1:]]
+    stored = made.store(pictures(6, 1, 7, 9))
+    (codes,) = made.codes(stored)
+    assert codes.dtype == torch.int64
+    assert codes.shape == (6, *made.shape()[1:]) == (6, 4, 5)
+    assert len(codes.unique()) > 3
+    assert torch.equal(made.decode_codes([codes]), made.decode(made.normalised(stored["mean"])))
+
+
+@pytest.mark.parametrize("kind", BOTTLENECKS)
+def test_every_code_decodes_as_its_own_latents(kind: str) -> None:
+    make, channels, count = BOTTLENECKS[kind]
+    made = discrete(make(), channels)
+    codes = torch.arange(20 * -(-count // 20)).remainder(count).unflatten(0, (-1, 4, 5))  # all of them
+    values = made.autoencoder.bottleneck.lookup(codes)
+    assert torch.equal(made.codes({"mean": values})[0], codes)
+    images = made.decode_codes([codes])
+    assert torch.equal(made.latents_of([codes]), made.normalised(values))
+    assert torch.equal(images, made.decode(made.latents_of([codes])))
+    assert images.shape == (len(codes), 1, 7, 9)
+    assert not images.requires_grad
+    assert not torch.equal(images[0], made.decode_codes([codes.flip(1)])[0])
+
+
+def test_latents_of_a_gaussian_are_no_codes() -> None:
+    made = codec()
+    stored = made.store(pictures(2, 1, 8, 8))
+    questions = (made.codes_counts, made.code_shapes, lambda: made.codes(stored), lambda: made.decode_codes([]))
+    for ask in questions:
+        with pytest.raises(ConfigError, match=r"latents are no codes; possible: first_stage\.kind vq, vq2 or fsq"):
+            ask()

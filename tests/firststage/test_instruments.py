@@ -42,7 +42,7 @@ def quantized(codes: Tensor) -> Quantized:
 def measured(posterior: DiagonalGaussian | Quantized, codes: int | None = None, size: int = 2) -> dict[str, float]:
     """In batches of `size`, the last of what is left."""
     x, y = pair(count=6)
-    found = Measurement(codes=codes)
+    found = Measurement(codes=None if codes is None else {"": codes})
     for i in range(0, 6, size):
         rows = slice(i, i + size)
         if isinstance(posterior, Quantized):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from moyai.nets.layers import (
     GEGLU,
+    AttentionBlock,
     CrossAttention,
     Downsample,
     ResBlock,
@@ -15,10 +16,12 @@ from moyai.nets.layers import (
     SpatialTransformer,
     TransformerBlock,
     Upsample,
+    across,
     attend,
     groups_for,
     timestep_embedding,
 )
+from moyai.nets.modulation import Spade
 
 
 def draw(shape, seed=0):
@@ -74,6 +77,112 @@ def test_res_block_is_its_equation_with_and_without_gradient():
         kept = x.clone()
         torch.testing.assert_close(block(x, emb), want)
         assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("told", [(True, True), (True, False), (False, True), (False, False)])
+def test_res_block_that_scales_and_shifts_is_its_equation(told):
+    block = redraw(ResBlock(8, 12, time_width=6, groups=4, scale_shift=True, planes=3))
+    x = draw((2, 8, 5, 4))
+    emb, planes = draw((2, 6), 1) if told[0] else None, draw((2, 3, 5, 4), 2) if told[1] else None
+
+    def normed(norm, spade, h):
+        h = norm(h)
+        if planes is None:
+            return h
+        scale, shift = spade.out(F.silu(spade.hidden(planes))).split(h.shape[1], 1)
+        return h * (1 + scale) + shift
+
+    h = normed(block.norm2, block.spade2, block.conv1(F.silu(normed(block.norm1, block.spade1, x))))
+    if emb is not None:
+        values = block.emb(emb)[:, :, None, None]
+        h = h * (1 + values[:, :12]) + values[:, 12:]
+    want = block.skip(x) + block.conv2(F.silu(h))
+    torch.testing.assert_close(block(x, emb, planes), want)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, emb, planes), want)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 1)])
+@torch.no_grad()
+def test_res_block_that_resamples_does_so_between_norm_and_convolution(size):
+    x = draw((2, 8, *size))
+    half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
+    block = redraw(ResBlock(8, 8, groups=4, resample="down"))
+    ones = F.avg_pool2d(F.pad(torch.ones(1, 1, *size), (0, size[1] % 2, 0, size[0] % 2)), 2)
+
+    def halved(h):  # the mean of those of four places that there are
+        return F.avg_pool2d(F.pad(h, (0, size[1] % 2, 0, size[0] % 2)), 2) / ones
+
+    h = block.conv1(halved(F.silu(block.norm1(x))))
+    want = halved(x) + block.conv2(F.silu(block.norm2(h)))
+    assert want.shape[-2:] == half
+    torch.testing.assert_close(block(x), want)
+    block = redraw(ResBlock(8, 8, groups=4, resample="up"))
+    small = draw((2, 8, *half), 1)
+    for given, to in ((None, (2 * half[0], 2 * half[1])), (size, size)):
+        rows, columns = ((torch.arange(n) * m // n) for n, m in zip(to, half, strict=True))
+
+        def doubled(h, rows=rows, columns=columns):
+            return h[:, :, rows][:, :, :, columns]
+
+        h = block.conv1(doubled(F.silu(block.norm1(small))))
+        want = doubled(small) + block.conv2(F.silu(block.norm2(h)))
+        torch.testing.assert_close(block(small, size=given), want)
+
+
+@torch.no_grad()
+def test_spade_averages_its_planes_to_the_maps_size():
+    spade = redraw(Spade(8, 3))
+    x, planes = draw((2, 8, 3, 4)), draw((2, 3, 6, 8), 1)
+    assert torch.equal(Spade(8, 3)(x, planes), x)
+    torch.testing.assert_close(spade(x, planes), spade(x, F.avg_pool2d(planes, 2)))
+    torch.testing.assert_close(spade(x, planes[:, :, ::6, ::8]), spade(x, planes[:, :, :1, :1].expand(-1, -1, 3, 4)))
+
+
+def normalised(t, weight):
+    return t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_attention_with_normalised_queries_and_keys_is_its_definition(length):
+    x, context = draw((2, 6, 8)), draw((2, length, 5), 1)
+    layer = redraw(SelfAttention(8, 2, qk_norm=True))
+    q, k, v = (t.unflatten(2, (2, 4)).transpose(1, 2) for t in layer.qkv(x).chunk(3, dim=2))
+    q, k = normalised(q, layer.norms.q.weight), normalised(k, layer.norms.k.weight)
+    want = layer.out(attend_by_hand(q, k, v, torch.ones(2, 6)).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x), want)
+    cross, norm = redraw(CrossAttention(8, 2, context_width=5, qk_norm=True)), redraw(torch.nn.LayerNorm(8))
+    k, v = (t.unflatten(2, (2, 4)).transpose(1, 2) for t in cross.kv(context).chunk(2, dim=2))
+    q = cross.q(norm(x)).unflatten(2, (2, 4)).transpose(1, 2)
+    q, k = normalised(q, cross.norms.q.weight), normalised(k, cross.norms.k.weight)
+    want = cross.out(attend_by_hand(q, k, v, torch.ones(2, length)).transpose(1, 2).flatten(2))
+    got = across(norm, cross, x, context, None)
+    torch.testing.assert_close(got.expand_as(want), want)
+    got.sum().backward()
+    assert all(p.grad is not None for p in (*cross.parameters(), *norm.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_spatial_transformer_with_convolutions_is_the_one_with_linear_layers():
+    linear = redraw(SpatialTransformer(8, heads=2, depth=2, context_width=5, groups=4))
+    conv = SpatialTransformer(8, heads=2, depth=2, context_width=5, groups=4, convolutions=True)
+    assert all((p == 0).all() for p in conv.proj_out.parameters())
+    shapes = {name: tensor.shape for name, tensor in conv.state_dict().items()}
+    assert shapes["proj_in.weight"] == (8, 8, 1, 1)
+    conv.load_state_dict({name: tensor.view(shapes[name]) for name, tensor in linear.state_dict().items()})
+    x, context = draw((2, 8, 3, 5)), draw((2, 3, 5), 1)
+    torch.testing.assert_close(conv(x, context), linear(x, context))
+
+
+@torch.no_grad()
+def test_attention_block_of_several_heads():
+    block = redraw(AttentionBlock(8, heads=2, groups=4))
+    x = draw((2, 8, 3, 5))
+    want = x + block.attention(block.norm(x).flatten(2).transpose(1, 2)).transpose(1, 2).reshape_as(x)
+    torch.testing.assert_close(block(x), want)
+    assert block.attention.heads == 2
+    assert torch.equal(AttentionBlock(8, heads=2, groups=4)(x), x)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1), (4, 3)])

@@ -59,6 +59,7 @@ RENAMES = (
     ("middle2.residual", "mid_block.resnets.1"),
     ("middle1.transformer", "mid_block.attentions.0"),
     ("residual.emb", "residual.time_emb_proj"),
+    ("resample.emb", "resample.time_emb_proj"),
     ("resnets.0.emb", "resnets.0.time_emb_proj"),
     ("resnets.1.emb", "resnets.1.time_emb_proj"),
     (".skip", ".conv_shortcut"),
@@ -90,42 +91,209 @@ def theirs(name):
     return [name]
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 6)])
-@pytest.mark.parametrize("length", [1, 3])
-@torch.no_grad()
-def test_parity_with_diffusers(size, length):
-    diffusers = pytest.importorskip("diffusers")
-    config = UNetConfig(width=16, multipliers=(1, 2), attention=(False, True), blocks=2, head_width=8, groups=8)
-    peer = diffusers.UNet2DConditionModel(
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32),
-        layers_per_block=2,
-        cross_attention_dim=6,
-        attention_head_dim=(2, 4),  # the number of heads, whatever its name
-        norm_num_groups=8,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=5,
-        use_linear_projection=True,
-    )
-    redraw(peer)
-    state = peer.state_dict()
-    net = UNet(config, channels_in=4, channels_out=4, vector_width=5, context_width=6)
-    net.load_state_dict({n: torch.cat([state.pop(t) for t in theirs(n)]) for n in net.state_dict()})
+PLAIN = {"width": 16, "multipliers": (1, 2), "attention": (False, True), "blocks": 2, "head_width": 8, "groups": 8}
+CROSS, RESIDUAL = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+ATTENDED = {"block_types": (("DownBlock2D", "UpBlock2D"), CROSS), "attention_head_dim": (2, 4)}  # numbers of heads
+CHOICES = {  # by what they are about: ours, theirs
+    "as published": ({}, ATTENDED),
+    "scale and shift": ({"scale_shift": True}, {**ATTENDED, "resnet_time_scale_shift": "scale_shift"}),
+    "convolutions, depth and heads of each level": (
+        {"attention": (True, True), "depth": (1, 2), "heads": 2, "projections": "conv"},
+        {
+            "block_types": (CROSS, CROSS),
+            "attention_head_dim": 2,
+            "transformer_layers_per_block": (1, 2),
+            "use_linear_projection": False,
+        },
+    ),
+    "residual blocks halve and double": (
+        {"attention": (False, False), "resample": "residual"},
+        {"block_types": (RESIDUAL, RESIDUAL), "attention_head_dim": 4},
+    ),
+}
+
+
+def filled(net, peer, names):
+    """Our net with the weights of a peer, all drawn at random; every one of them must be used."""
+    state = redraw(peer).state_dict()
+    parts = {name: [state.pop(other) for other in names(name)] for name in net.state_dict()}
+    net.load_state_dict({name: torch.cat(tensors) for name, tensors in parts.items()})
     assert not state
-    x, context, vector = draw((3, 4, *size)), draw((3, length, 6), 1), draw((3, 5), 2)
-    want = peer(x, TIME, context, class_labels=vector).sample
-    got = net.eval()(x, TIME, Cond(vector=vector, context=context))
+    return net.eval()
+
+
+def assert_same(got, want):
     assert 0.3 < want.std() < 5
     assert (got - want).abs().max() <= 1e-5 * want.std()
 
 
-def test_gradient_reaches_every_parameter():
-    net = make(vector_width=5, context_width=6)
-    net(draw((3, 4, 6, 5)), TIME, Cond(vector=draw((3, 5)), context=draw((3, 2, 6)))).square().sum().backward()
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("size", [(8, 8), (7, 6)])
+@pytest.mark.parametrize("length", [1, 3])
+@torch.no_grad()
+def test_parity_with_diffusers(size, length, choice):
+    diffusers = pytest.importorskip("diffusers")
+    ours, their = CHOICES[choice]
+    if "residual" in choice and size[0] % 2:
+        pytest.skip("the peer's residual halving drops the last row of odd sides")
+    downs, ups = zip(*their["block_types"], strict=True)
+    peer = diffusers.UNet2DConditionModel(
+        in_channels=6,
+        out_channels=4,
+        down_block_types=downs,
+        up_block_types=ups[::-1],
+        block_out_channels=(16, 32),
+        layers_per_block=2,
+        cross_attention_dim=6,
+        norm_num_groups=8,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=5,
+        **{"use_linear_projection": True, **{k: v for k, v in their.items() if k != "block_types"}},
+    )
+    config = UNetConfig(**{**PLAIN, **ours})
+    net = UNet(config, channels_in=4, channels_out=4, vector_width=5, context_width=6, concat_channels=2)
+    filled(net, peer, theirs)
+    x, context, vector, concat = (
+        draw(s, i) for i, s in enumerate([(3, 4, *size), (3, length, 6), (3, 5), (3, 2, *size)])
+    )
+    want = peer(torch.cat((x, concat), 1), TIME, context, class_labels=vector).sample
+    assert_same(net(x, TIME, Cond(vector=vector, context=context, concat=concat)), want)
+
+
+def theirs_of_ddpm(name):
+    for ours, other in (
+        ("transformer.norm.", "transformer.group_norm."),
+        ("middle1.transformer.attention", "middle1.transformer"),
+        ("transformer.attention", "transformer"),
+        ("transformer.out", "transformer.to_out.0"),
+    ):
+        name = name.replace(ours, other)
+    if ".qkv." in name:
+        return [theirs(name.replace("qkv", f"to_{x}"))[0] for x in "qkv"]
+    return theirs(name)
+
+
+@pytest.mark.parametrize(("resample", "scale_shift"), [("conv", False), ("residual", True)])
+@pytest.mark.parametrize("middle", [True, False])
+@torch.no_grad()
+def test_parity_with_diffusers_without_transformers(resample, scale_shift, middle):
+    diffusers = pytest.importorskip("diffusers")
+    peer = diffusers.UNet2DModel(
+        in_channels=3,
+        out_channels=6,
+        down_block_types=("DownBlock2D" if resample == "conv" else "ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D" if resample == "conv" else "ResnetUpsampleBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=2,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        attn_norm_num_groups=8,
+        add_attention=middle,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+        **dict.fromkeys(("downsample_type", "upsample_type"), "conv" if resample == "conv" else "resnet"),
+    )
+    ours = {"attention_kind": "self", "resample": resample, "scale_shift": scale_shift, "middle_attention": middle}
+    net = UNet(UNetConfig(**{**PLAIN, **ours}), channels_in=3, channels_out=6)
+    filled(net, peer, theirs_of_ddpm)
+    x = draw((3, 3, 8, 12))
+    assert_same(net(x, TIME, Cond()), peer(x, TIME).sample)
+
+
+GROWN = {  # every choice that is not the default, in two networks
+    "transformers": {"scale_shift": True, "resample": "residual", "depth": (1, 2), "heads": 2, "projections": "conv"},
+    "self": {"attention_kind": "self", "middle_attention": False, "resample": "residual"},
+    "plain": {},
+}
+ROUTES = {"vector_width": 5, "context_width": 6, "concat_channels": 2}
+
+
+def routes_of(kind):
+    return {k: v for k, v in ROUTES.items() if kind != "self" or k != "context_width"}
+
+
+def told(kind, size=(6, 5)):
+    context = None if kind == "self" else draw((3, 2, 6), 1)
+    return Cond(vector=draw((3, 5), 2), context=context, concat=draw((3, 2, *size), 3))
+
+
+@pytest.mark.parametrize("maps", ["concat", "spade"])
+@pytest.mark.parametrize("kind", GROWN)
+def test_gradient_reaches_every_parameter(kind, maps):
+    config = UNetConfig(**{**CONFIG.model_dump(), **GROWN[kind], "maps": maps})
+    net = make(config=config, **routes_of(kind))
+    net(draw((3, 4, 6, 5)), TIME, told(kind)).square().sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("maps", ["concat", "spade"])
+@pytest.mark.parametrize("kind", GROWN)
+@torch.no_grad()
+def test_a_fresh_grown_net_returns_zero_and_takes_any_size(kind, maps):
+    config = UNetConfig(**{**CONFIG.model_dump(), **GROWN[kind], "maps": maps})
+    net = UNet(config, channels_in=4, channels_out=4, **routes_of(kind))
+    for size in ((7, 7), (5, 9), (1, 1), (8, 8)):
+        assert (net(draw((3, 4, *size)), TIME, told(kind, size)) == 0).all()
+        out = redraw(net)(draw((3, 4, *size)), TIME, told(kind, size))
+        assert out.shape == (3, 4, *size)
+        assert out.isfinite().all()
+        net = UNet(config, channels_in=4, channels_out=4, **routes_of(kind))
+
+
+@pytest.mark.parametrize("maps", ["concat", "spade"])
+@pytest.mark.parametrize("route", ["vector", "context", "concat"])
+@torch.no_grad()
+def test_zeroing_a_routes_parameters_gives_the_net_without_it_bit_for_bit(route, maps):
+    config = UNetConfig(**{**CONFIG.model_dump(), **GROWN["transformers"], "maps": maps})
+    net = make(config=config, **ROUTES)
+    without = UNet(config, channels_in=4, channels_out=4, **{k: v for k, v in ROUTES.items() if route not in k})
+    state = net.state_dict()
+    of_route = {"vector": ("vector.",), "context": (".cross.", ".norm2."), "concat": (".spade1.", ".spade2.")}[route]
+    own = [name for name in without.state_dict() if name in state]
+    gone = [name for name in state if name not in own]
+    assert own == list(without.state_dict())
+    assert all(any(part in name for part in of_route) for name in gone)
+    if (route, maps) == ("concat", "concat"):
+        kept = state["conv_in.weight"][:, :4]
+        without.load_state_dict({**state, "conv_in.weight": kept})
+        net.conv_in.weight[:, 4:] = 0
+    else:
+        assert gone
+        without.load_state_dict({name: state[name] for name in own})
+        for name in gone:
+            net.get_parameter(name).zero_()
+    cond = told("transformers")
+    less = Cond(**{name: value for name, value in cond.routes().items() if name != route})
+    x = draw((3, 4, 6, 5))
+    want = without.eval()(x, TIME, less)
+    assert want.std() > 0.3
+    assert torch.equal(net(x, TIME, cond), want)
+
+
+@torch.no_grad()
+def test_spade_starts_as_the_net_without_maps_and_then_listens():
+    config = UNetConfig(**{**CONFIG.model_dump(), "maps": "spade"})
+    net = UNet(config, channels_in=4, channels_out=4, vector_width=5, concat_channels=2)
+    without = UNet(CONFIG, channels_in=4, channels_out=4, vector_width=5)
+    redraw(without)
+    missing = net.load_state_dict(without.state_dict(), strict=False).missing_keys
+    assert missing
+    assert all("spade" in name for name in missing)
+    x, vector, planes = draw((3, 4, 7, 6)), draw((3, 5), 1), draw((3, 2, 7, 6), 2)
+    want = without(x, TIME, Cond(vector=vector))
+    assert torch.equal(net.eval()(x, TIME, Cond(vector=vector, concat=planes)), want)
+    redraw(net)
+    outs = [net(x, TIME, Cond(vector=vector, concat=p)) for p in (None, planes, planes.flip(3))]
+    for a, b in ((0, 1), (1, 2)):
+        assert (outs[a] - outs[b]).flatten(1).abs().amax(1).min() > 1e-3
+    # planes of a picture's size do as those of the latents' size that they average to
+    larger = planes.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(
+        net.down[0].stages[0].residual.spade1(x[:, :1].repeat(1, 16, 1, 1), larger),
+        net.down[0].stages[0].residual.spade1(x[:, :1].repeat(1, 16, 1, 1), planes),
+    )
+    unmapped = UNet(config, channels_in=4, channels_out=4)
+    with pytest.raises(ValueError, match="6 channels, concatenated ones included; the network takes 4"):
+        unmapped(x, TIME, Cond(concat=planes))
 
 
 @torch.no_grad()
@@ -160,7 +328,7 @@ def test_concat_is_more_channels_and_their_number_is_checked():
     net = make()
     x = draw((3, 4, 6, 5))
     assert torch.equal(net(x[:, :3], TIME, Cond(concat=x[:, 3:])), net(x, TIME, Cond()))
-    with pytest.raises(ValueError, match="5 channels, concatenated ones included; the U-Net takes 4"):
+    with pytest.raises(ValueError, match="5 channels, concatenated ones included; the network takes 4"):
         net(x, TIME, Cond(concat=x[:, :1]))
 
 
@@ -186,3 +354,10 @@ def test_unresolved_and_contradictory_configurations_are_refused():
         UNet(UNetConfig(), channels_in=1, channels_out=1)
     with pytest.raises(ConfigError, match="2 multipliers and 1 values of attention"):
         UNet(UNetConfig(multipliers=(1, 2), attention=(True,)), channels_in=1, channels_out=1)
+    two = {"multipliers": (1, 2), "attention": (True, True)}
+    with pytest.raises(ConfigError, match="2 multipliers and 3 values of depth; possible: one number"):
+        UNet(UNetConfig(**two, depth=(1, 1, 1)), channels_in=1, channels_out=1)
+    with pytest.raises(ConfigError, match="heads is 5, which does not divide 64 channels; possible: 1, 2, 4, 8"):
+        UNet(UNetConfig(**two, heads=5), channels_in=1, channels_out=1)
+    with pytest.raises(ConfigError, match='attention_kind is "self", which has no context'):
+        UNet(UNetConfig(**two, attention_kind="self"), channels_in=1, channels_out=1, context_width=3)

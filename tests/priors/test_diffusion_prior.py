@@ -1,5 +1,6 @@
 """The prior's training loss: its formula, its randomness, and that accumulation changes rounding only."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ import tiny
 from moyai import build
 from moyai.batch import Batch, Cond
 from moyai.conditioning.conditioner import Conditioner
+from moyai.diffusion.bound import discretized, gaussian, step_term
+from moyai.diffusion.loss import diffusion_loss
+from moyai.diffusion.noise import LogNormal, Table
+from moyai.diffusion.parameterization import EDM
+from moyai.errors import ConfigError
 from moyai.priors.diffusion import DiffusionPrior
+from moyai.priors.likelihood import likelihood
 from moyai.randomness import Draw
 from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts
@@ -19,7 +26,7 @@ from moyai.training.state import TrainState
 from moyai.training.steps import LossOf, train_step
 
 SHAPE = (4, 4, 4)
-FACTS = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES)
+FACTS = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES, fields=("class",))
 
 
 def made(kind: str = "v", **changes: object) -> tuple[DiffusionPrior, Conditioner]:
@@ -37,7 +44,7 @@ def latents(count: int) -> Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["v", "eps", "flow"])
+@pytest.mark.parametrize("kind", ["v", "eps", "x0", "edm", "flow"])
 def test_the_loss_is_the_mean_square_of_the_network_to_its_target(kind: str) -> None:
     prior, conditioner = made(kind)
     z, labels, draw = latents(6), {"class": torch.tensor([0, 1, 2, 0, 1, 2])}, Draw(0, 4, 6)
@@ -49,12 +56,19 @@ def test_the_loss_is_the_mean_square_of_the_network_to_its_target(kind: str) -> 
     denoised = prior.denoiser(x, sigma, cond)
     out = (denoised - c.skip.view(-1, 1, 1, 1) * x) / c.out.view(-1, 1, 1, 1)
     s = sigma.view(-1, 1, 1, 1)
-    target = {"v": (noise - s * z) / (1 + s**2).sqrt(), "eps": noise, "flow": noise - z}[kind]
+    target = {
+        "v": (noise - s * z) / (1 + s**2).sqrt(),
+        "eps": noise,
+        "x0": z,
+        "edm": (s * z - noise) / (1 + s**2).sqrt(),
+        "flow": noise - z,
+    }[kind]
     torch.testing.assert_close(loss, (out - target).square().flatten(1).mean(1), rtol=2e-3, atol=2e-4)
 
 
-def test_the_gradient_reaches_every_parameter() -> None:
-    prior, conditioner = made()
+@pytest.mark.parametrize("variance", ["fixed", "learned"])
+def test_the_gradient_reaches_every_parameter(variance: str) -> None:
+    prior, conditioner = made(**{"prior.variance": {"kind": variance}})
     z, labels = latents(12), {"class": torch.arange(12) % 3}
     prior.loss(z, conditioner.dropped(labels, Draw(0, 0, 12)), Draw(0, 0, 12)).sum().backward()
     for module in (prior, conditioner):
@@ -113,3 +127,88 @@ def test_an_unconditional_prior_takes_no_condition() -> None:
     prior, conditioner = made(**{"prior.conditions": {}})
     assert prior.loss(latents(2), conditioner.null(2), Draw(0, 0, 2)).shape == (2,)
     assert prior.loss(latents(2), Cond(), Draw(0, 0, 2)).shape == (2,)
+
+
+TABLES = [{"kind": "linear"}, {"kind": "scaled-linear"}, {"kind": "cosine"}]
+
+
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: t["kind"])
+def test_every_table_goes_with_every_parameterisation_of_one(kind: str, table: dict[str, str]) -> None:
+    given: dict[str, object] = {"kind": kind, "table": table}
+    made_of = {"linear": Table.linear(), "scaled-linear": Table.scaled_linear(), "cosine": Table.cosine()}
+    wanted = made_of[table["kind"]]
+    parameterization = made(**{"prior.parameterization": given})[0].denoiser.parameterization
+    assert type(parameterization).__name__.lower() == kind
+    assert torch.equal(parameterization.table.abar, wanted.abar)
+    if kind != "eps":
+        given["zero_terminal"] = True
+        zero = made(**{"prior.parameterization": given})[0].denoiser.parameterization
+        assert zero.sigma_max == pytest.approx(4096, rel=1e-6)
+
+
+def test_edm_and_its_density() -> None:
+    prior, _ = made(**{"prior.parameterization": {"kind": "edm", "sigma_data": 0.5}})
+    assert prior.denoiser.parameterization == EDM(0.5)
+    assert prior.density == LogNormal(0.3, 1.0)
+    for shift in (1.0, 3.0):
+        density = {"kind": "log-normal", "shift": shift}
+        prior, _ = made(**{"prior.parameterization": {"kind": "edm"}, "prior.density": density})
+        assert float(prior.density(torch.tensor([0.5]))) == pytest.approx(shift * math.exp(0.3), rel=1e-5)
+
+
+# --- a learned variance
+
+LEARNED = {"prior.variance": {"kind": "learned", "bound_weight": 0.5}}
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_the_loss_of_a_learned_variance_has_the_bound_beside_it(pixels: bool) -> None:
+    prior, conditioner = made("eps", **LEARNED, **({"codec.kind": "pixels"} if pixels else {}))
+    assert prior.denoiser.learned_variance
+    z, draw = (latents(6) * 127.5).round().clamp(-255, 255) / 127.5, Draw(0, 4, 6)
+    cond = conditioner.null(6)
+    sigma, noise = prior.density(draw.stratified("time")), draw.normal("noise", SHAPE)
+    table = prior.denoiser.parameterization.table
+    index = table.time(sigma, rounded=True).long()
+    assert torch.equal(table.sigmas[index].float(), sigma)  # drawn from the table itself
+    term = step_term(
+        prior.denoiser, z, cond, index, noise, decoder=discretized if pixels else gaussian, variance="learned"
+    )
+    simple = diffusion_loss(prior.denoiser, z, cond, sigma, noise, prior.weight)
+    torch.testing.assert_close(
+        prior.loss(z, cond, draw), simple + 0.5 * 1000 / math.log(2) * term, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(prior.loss_at(z, cond, 0.5, draw), _simple_at(prior, z, cond, 0.5, noise))
+
+
+def _simple_at(prior: DiffusionPrior, z: Tensor, cond: Cond, level: float, noise: Tensor) -> Tensor:
+    sigma = prior.density(torch.full((len(z),), level))
+    return diffusion_loss(prior.denoiser, z, cond, sigma, noise, prior.weight).detach()
+
+
+def test_a_little_training_brings_the_bound_down() -> None:
+    """Of narrow data with a still estimate: the variance learns to be small where the estimate is right."""
+    prior, _ = made("x0", **{"prior.variance": {"kind": "learned"}, "prior.conditions": {}})
+    z, cond = torch.full((8, *SHAPE), 0.3), Cond()
+    optimiser = torch.optim.Adam(prior.parameters(), 5e-3)
+    before = likelihood(prior, z, cond, Draw(1, 0, 8), strata=3).value
+    for step in range(12):
+        optimiser.zero_grad()
+        prior.loss(z, cond, Draw(0, step, 8)).mean().backward()
+        optimiser.step()
+    assert likelihood(prior, z, cond, Draw(1, 0, 8), strata=3).value < before - 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prior.parameterization": {"kind": "flow"}}, 'parameterization "flow" has no table to learn it on'),
+        ({"prior.parameterization": {"kind": "edm"}}, "possible: eps, x0 or v, or a fixed one"),
+        ({"prior.density": {"kind": "log-normal"}}, "a learned variance is trained on the table's own levels"),
+        ({"sampling.sampler": "ddpm", "sampling.eta": 1.0}, '"ddpm" has its own noise; possible: 0, or euler'),
+    ],
+)
+def test_what_does_not_go_with_a_learned_variance(changes: dict[str, object], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        tiny.recipe(Path("x"), {**LEARNED, **changes})

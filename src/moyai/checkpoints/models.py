@@ -1,16 +1,19 @@
 """A finished run, read back as a model: `moyai.load`."""
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moyai import build
 from moyai.checkpoints import native
 from moyai.errors import CheckpointError, RequestError
-from moyai.files import read_json
+from moyai.files import read_json, write_atomic
 from moyai.firststage.codec import Codec, LatentCodec
 from moyai.model import LatentModel
 from moyai.nets.precision import placed
@@ -43,7 +46,25 @@ def load(
     frozen = (m.eval().requires_grad_(False) for m in (prior, conditioner))
     for module in frozen:
         placed(module, device)
-    return LatentModel(codec, conditioner, prior, recipe, facts, path=run, digest=digest)
+    return LatentModel(codec, conditioner, prior, recipe, facts, run, digest, _examples(run))
+
+
+def write_examples(run: Path, examples: Mapping[str, np.ndarray]) -> None:
+    """Keep what some held-out pictures are, which is what `moyai sample` asks for where nothing is asked."""
+    data = BytesIO()
+    np.savez_compressed(data, **examples)  # type: ignore[arg-type]
+    write_atomic(run / "prior" / "examples.npz", data.getvalue())
+
+
+def _examples(run: Path) -> dict[str, np.ndarray]:
+    path = run / "prior" / "examples.npz"
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as read:
+            return {name: read[name] for name in read.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} does not hold examples; it was altered") from error
 
 
 def described(run: Path) -> tuple[Recipe, DataFacts]:

@@ -31,16 +31,8 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     few = resolve.changed(recipe, {"data.limit": min(READ, recipe.data.limit or READ)})
     images = build.read_data(few.data, cache_folder())
     train, _ = splits.split(images, recipe.data.validation)
+    facts = build.facts_of(images, images.subset(train))
     channels, height, width = images.shape
-    facts = DataFacts(
-        channels=channels,
-        height=height,
-        width=width,
-        bits=images.bits,
-        count=len(train),
-        classes=images.classes,
-        fields=tuple(images.fields),
-    )
     kinds = f"{len(images.classes) or 'no'} classes"
     if images.groups is not None:
         kinds += f", {len(set(images.groups.tolist()))} cases"
@@ -48,6 +40,7 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     for bad in images.bad:
         yield f"unreadable: {bad.name}: {bad.reason}"
     resolved = resolve.resolve(recipe, facts)
+    facts = build.with_tokenizers(resolved, facts, images.subset(train))
     yield from _sizes(resolved, facts)
     distance = perception(resolved.first_stage.objective, images)
     costs = budget.measure(resolved, facts, images.subset(train), device, perceptual=distance)

@@ -20,6 +20,7 @@ from moyai.checkpoints import averages, models
 from moyai.commands import outputs, subjects
 from moyai.commands.subjects import POSSIBLE as AGAINST
 from moyai.commands.subjects import Halves
+from moyai.conditioning.spatial import FROM_PICTURES
 from moyai.console import Reporter
 from moyai.data.locate import cache_folder
 from moyai.errors import DataError, RequestError
@@ -114,9 +115,7 @@ def _run(
         )
     wanted_count = COUNT if options.count is None else options.count
     seed = SEED if options.seed is None else options.seed
-    positions = _positions(model, data)
-    each = -(-wanted_count // (max(1, len(model.classes)) * max(1, len(positions or ()))))
-    request = tasks.request(model, positions=positions, n=each, seed=seed, batch=BATCH, **settings)
+    request = _request(model, data, wanted_count, seed=seed, batch=BATCH, **settings)
     extractor, judges = _judges(chosen, data, options, reporter)
     found = assessment.assess(
         model,
@@ -151,6 +150,20 @@ def _judges(
     cache, progress = cache_folder(), reporter.progress
     extractor = extractors.make(chosen, data.train, cache, progress, device=options.device)
     return extractor, obedience.judges(data.train, cache, progress, device=options.device)
+
+
+def _request(model: LatentModel, data: Halves, count: int, **settings: Any) -> tasks.Request:
+    """About `count` pictures, evenly over classes and positions; of other conditions, what held-out pictures are."""
+    if set(model.fields) <= {"class", "position"}:
+        positions = _positions(model, data)
+        each = -(-count // (max(1, len(model.classes)) * max(1, len(positions or ()))))
+        return tasks.request(model, positions=positions, n=each, **settings)
+    held_out = data.held_out
+    rows = np.linspace(0, held_out.count - 1, min(count, held_out.count)).astype(np.int64)
+    if missing := sorted(set(model.fields) - set(held_out.fields) - set(FROM_PICTURES)):
+        raise DataError(f"the model is told the {missing[0]} of a picture, which is not known of these data")
+    told: dict[str, Any] = model.told(held_out, rows)
+    return tasks.request(model, rows=told, n=-(-count // len(rows)), **settings)
 
 
 def _positions(model: LatentModel, data: Halves) -> list[float] | None:

@@ -48,8 +48,10 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
     else:
         for i, image in enumerate(images):
             recipe = tasks.picture_recipe(model, request, i)
-            places = [f"{place:.3f}" for place in recipe["positions"]]
-            name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *places])
+            told = [
+                _safe(str(values[0]))[:40] for values in recipe["asked"].values() if type(values[0]) in (str, float)
+            ]
+            name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told])
             pictures.save_png(out / f"{name}.png", image, recipe)
     yield f"{len(images)} pictures in {out}"
     if gif is not None:
@@ -65,11 +67,10 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
 
 def _write_arrays(request: tasks.Request, images: np.ndarray, out: Path) -> None:
     """`images` (N, H, W, C) and `labels` (N,), -1 where no class was asked for: what evaluation suites read; and
-    `positions` (N,) where they were asked for."""
+    what else was asked for, (N, ...), by the plural of its name."""
     fields = request.fields()
     arrays = {"images": images, "labels": fields.get("class", np.full(len(images), -1))}
-    if "position" in fields:
-        arrays["positions"] = fields["position"]
+    arrays |= {f"{name}s": values for name, values in fields.items() if name != "class"}
     data = BytesIO()
     np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     write_atomic(out, data.getvalue())

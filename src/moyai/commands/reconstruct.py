@@ -139,7 +139,7 @@ def _subject(run: Path, options: Options) -> Subject:
     autoencoder = placed(autoencoder.eval().requires_grad_(False), options.device)
     if options.tile is not None:
         check_tiles(options.tile, overlap(options.tile, autoencoder.factor), autoencoder.factor)
-    untold = tuple(name for name, c in recipe.first_stage.conditions.items() if c.field not in fields)
+    untold = tuple(name for name, c in recipe.first_stage.conditions.items() if getattr(c, "field", name) not in fields)
     with torch.no_grad():
         return Subject(run, recipe, facts, autoencoder, autoencoder.told(fields, 1), untold)
 

@@ -8,91 +8,66 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moyai.batch import Cond
-from moyai.conditioning.config import ClassCondition, PositionCondition
 from moyai.errors import RequestError, choices
-from moyai.nets.layers import timestep_embedding
 from moyai.randomness import Draw
 
 
 class Condition(Protocol):
-    """One condition, and the widths of the routes it uses (None where it does not)."""
+    """One condition, and the widths of the routes it uses (None where it does not). Implementations are modules."""
 
-    field: str
+    field: str  # of the data and of a request; where `corrupt` makes it of the picture, a name of its own
     dropout: float
+    guidance: float | None
     vector_width: int | None
     context_width: int | None
+    concat_channels: int | None
+
+    def prepare(self, values: np.ndarray) -> np.ndarray:
+        """Values as the data or a user give them, (N, ...), as numbers that batches hold, (N, ...)."""
+
+    def blank(self, count: int, device: torch.device) -> Tensor:
+        """Values of the right shape where nothing is told."""
+
+    def corrupt(self, values: Tensor, draw: Draw) -> Tensor:
+        """In training, what the condition is made of ((B, ...), as prepared) to what it is."""
 
     def __call__(self, values: Tensor, keep: Tensor) -> Cond:
         """values: (B, ...) the field's values; keep: (B,) bool, the null stands where it is False."""
 
 
-class ClassEmbedding(nn.Module):
-    """A learned vector for each class, and one more for the null."""
-
-    def __init__(self, config: ClassCondition, classes: int) -> None:
-        super().__init__()
-        self.field, self.dropout, self.classes = config.field, config.dropout, classes
-        self.vector_width = config.width if config.route in ("vector", "both") else None
-        self.context_width = config.width if config.route in ("context", "both") else None
-        self.embedding = nn.Embedding(classes + 1, config.width)
-
-    def forward(self, values: Tensor, keep: Tensor) -> Cond:
-        rows = self.embedding(torch.where(keep, values, torch.full_like(values, self.classes)))  # (B, width)
-        return Cond(
-            vector=rows if self.vector_width else None,
-            context=rows[:, None, :] if self.context_width else None,  # (B, 1, width)
-        )
-
-
-class PositionEmbedding(nn.Module):
-    """Sinusoids of a number in [0, 1] times `scale`, through a small network; a learned vector for the null."""
-
-    def __init__(self, config: PositionCondition) -> None:
-        super().__init__()
-        self.field, self.dropout, self.width, self.scale = config.field, config.dropout, config.width, config.scale
-        self.vector_width = config.width if config.route in ("vector", "both") else None
-        self.context_width = config.width if config.route in ("context", "both") else None
-        self.layers = nn.Sequential(
-            nn.Linear(config.width, config.width), nn.SiLU(), nn.Linear(config.width, config.width)
-        )
-        self.null = nn.Parameter(torch.zeros(config.width))
-
-    def forward(self, values: Tensor, keep: Tensor) -> Cond:
-        waves = timestep_embedding(values.float() * self.scale, self.width, max_period=100.0)  # wavelengths to 628
-        rows = torch.where(keep[:, None], self.layers(waves), self.null)  # (B, width)
-        return Cond(
-            vector=rows if self.vector_width else None,
-            context=rows[:, None, :] if self.context_width else None,  # (B, 1, width)
-        )
-
-
 class Conditioner(nn.Module):
-    """Any number of conditions by name. Vectors are put side by side, contexts one after the other."""
+    """Any number of conditions by name. Vectors and planes are put side by side, contexts one after the other.
 
-    def __init__(self, conditions: Mapping[str, nn.Module]) -> None:
+    together: how often all are left out at once, besides each by itself.
+    """
+
+    def __init__(self, conditions: Mapping[str, nn.Module], together: float = 0.0) -> None:
         super().__init__()
         self.conditions = nn.ModuleDict(dict(conditions))
+        self.together = together
         self.register_buffer("_device", torch.empty(0), persistent=False)
         widths = {c.context_width for c in self._all().values() if c.context_width}
         if len(widths) > 1:
             raise ValueError(f"conditions attended to together must have one width, not {sorted(widths)}")
         self.context_width: int | None = next(iter(widths), None)
         self.vector_width: int | None = sum(c.vector_width or 0 for c in self._all().values()) or None
+        self.concat_channels: int | None = sum(c.concat_channels or 0 for c in self._all().values()) or None
 
     def forward(self, fields: Mapping[str, Tensor], count: int, keep: Mapping[str, Tensor] | None = None) -> Cond:
-        """fields: the values by field name, each (B, ...). A condition whose field is absent is null.
+        """fields: the prepared values by field name, each (B, ...). A condition whose field is absent is null.
 
         keep: by condition name, (B,) bool; all are kept where it is None.
         """
+        device = self._buffers["_device"].device  # type: ignore[union-attr]
         parts = []
         for name, condition in self._all().items():
-            device = self._buffers["_device"].device  # type: ignore[union-attr]
             told = condition.field in fields
-            values = fields[condition.field] if told else torch.zeros(count, dtype=torch.int64, device=device)
+            values = fields[condition.field] if told else condition.blank(count, device)
             kept = torch.full((count,), told, device=device)
             if keep is not None and told:
                 kept = kept & keep[name]
@@ -106,11 +81,49 @@ class Conditioner(nn.Module):
     def dropped(self, fields: Mapping[str, Tensor], draw: Draw) -> Cond:
         """The condition of training pictures, each left out at its own rate."""
         keep = {name: draw.uniform(f"drop {name}") >= c.dropout for name, c in self._all().items()}
-        return self(fields, len(draw), keep)
+        if self.together:
+            some = draw.uniform("drop all") >= self.together
+            keep = {name: kept & some for name, kept in keep.items()}
+        return self(self.corrupted(fields, draw), len(draw), keep)
+
+    def corrupted(self, fields: Mapping[str, Tensor], draw: Draw) -> dict[str, Tensor]:
+        """Fields of training pictures, with those that are pictures themselves made what the prior is told."""
+        return dict(fields) | {
+            c.field: c.corrupt(fields[c.field], draw) for c in self._all().values() if c.field in fields
+        }
+
+    def prepared(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of values as the data or a request have them, those that are told here, as batches hold them."""
+        return {c.field: c.prepare(values[c.field]) for c in self._all().values() if c.field in values}
+
+    def blanks(self, count: int = 1) -> dict[str, Tensor]:
+        """By field, values of the right shape."""
+        device = self._buffers["_device"].device  # type: ignore[union-attr]
+        return {c.field: c.blank(count, device) for c in self._all().values()}
 
     def fields(self) -> tuple[str, ...]:
         """The fields of the data that are told to the prior."""
         return tuple(condition.field for condition in self._all().values())
+
+    def guided_by(self, fields: Mapping[str, Tensor], scale: float) -> list[tuple[tuple[str, ...], float]]:
+        """How guidance nests over what is told: (the fields told so far, the weight of this step), in order.
+
+        The first entry, whose weight is 1, has what is never left out in training. Conditions of one weight that
+        follow each other are one step. scale: the weight of those that have none of their own.
+        """
+        always = [c.field for c in self._all().values() if c.field in fields and c.dropout == 0 and not self.together]
+        steps: list[tuple[tuple[str, ...], float]] = [(tuple(always), 1.0)]
+        for condition in self._all().values():
+            if condition.field not in fields or condition.field in always:
+                continue
+            weight = scale if condition.guidance is None else condition.guidance
+            told, last = steps[-1]
+            now = ((*told, condition.field), weight)
+            if len(steps) > 1 and weight == last:
+                steps[-1] = now
+            else:
+                steps.append(now)
+        return steps
 
     def _all(self) -> dict[str, Condition]:
         return cast(dict[str, Condition], dict(self.conditions.items()))
@@ -118,11 +131,22 @@ class Conditioner(nn.Module):
 
 def _merged(parts: list[Cond]) -> Cond:
     vectors = [p.vector for p in parts if p.vector is not None]
-    contexts = [p.context for p in parts if p.context is not None]
+    planes = [p.concat for p in parts if p.concat is not None]
+    attended = [p for p in parts if p.context is not None]
+    contexts = [p.context for p in attended if p.context is not None]
+    masks = None
+    if any(p.mask is not None for p in attended):  # entries of conditions without a mask all count
+        masks = [_all_count(c) if p.mask is None else p.mask for p, c in zip(attended, contexts, strict=True)]
     return Cond(
         vector=torch.cat(vectors, dim=1) if vectors else None,
         context=torch.cat(contexts, dim=1) if contexts else None,
+        mask=None if masks is None else torch.cat(masks, dim=1),
+        concat=torch.cat(planes, dim=1) if planes else None,
     )
+
+
+def _all_count(context: Tensor) -> Tensor:
+    return torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
 
 
 def class_numbers(wanted: Sequence[str | int], classes: tuple[str, ...]) -> list[int]:

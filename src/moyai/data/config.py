@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from moyai.schema import Config
 
@@ -35,6 +35,16 @@ class _Source(Config):
     max_bad: Annotated[float, Field(ge=0, le=1)] = Field(
         0.05, description="the share of unreadable files above which training does not start"
     )
+    class_captions: tuple[str, ...] = Field(
+        (), description='captions made from the classes, such as "a picture of a {class}"; several in turn'
+    )
+
+    @field_validator("class_captions")
+    @classmethod
+    def _with_a_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [one for one in value if "{class}" not in one]:
+            raise ValueError(f'"{wrong[0]}" has no {{class}}, which stands for the name of the class')
+        return value
 
 
 class DigitsConfig(_Source):
@@ -66,7 +76,28 @@ class FolderConfig(_Source):
     """A folder of pictures, or a .zip of one read in place. Sub-folders are classes."""
 
     kind: Literal["folder"] = "folder"
-    classes: Literal["folders", "none"] = Field("folders", description="sub-folders are classes, or there are none")
+    classes: Literal["folders", "none"] = Field(
+        "folders", description="sub-folders are classes (or a column of the table, where it has one), or there are none"
+    )
+    table: str = Field(
+        "found",
+        description="a .csv, .tsv or .jsonl in the folder (or anywhere) that tells of each picture by a column "
+        'file_name; metadata.csv or metadata.jsonl is found by itself, "none" leaves it alone',
+    )
+    columns: dict[str, str] | None = Field(
+        None,
+        description='which columns of the table are used, as which fields, such as {breed="class", title="caption", '
+        'age="age"}; all that are captions, classes or numbers when not given',
+    )
+    captions: Literal["found", "files", "table", "none"] = Field(
+        "found",
+        description="captions are in .txt (or .caption) files beside the pictures, or in the table, or not used",
+    )
+    masks: str = Field(
+        "found",
+        description="a folder of masks with the pictures' names; those beside the pictures (cat_mask.png, "
+        'cat.mask.png) or named in the column mask_file_name are found by themselves, "none" leaves them alone',
+    )
 
 
 class OasisConfig(_Source):
@@ -124,6 +155,24 @@ class NiftiConfig(_Source):
         return self
 
 
+class ShapesConfig(_Source):
+    """Scenes of one to three coloured shapes with captions and maps of regions, drawn by moyai itself."""
+
+    kind: Literal["shapes"] = "shapes"
+    count: Annotated[int, Field(ge=2, le=1_000_000)] = Field(20_000, description="pictures that are drawn")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="the pictures follow from it")
+    resolution: int | tuple[int, int] | None = Field(64, description="side, or (height, width), in pixels")
+
+    @model_validator(mode="after")
+    def _as_told(self) -> "ShapesConfig":
+        if self.channels not in (None, 3):
+            raise ValueError(f"channels is {self.channels}, but captions tell of colours; possible: 3")
+        if self.flip:
+            raise ValueError("flip would make captions wrong, which tell left from right; possible: false")
+        return self
+
+
 DataConfig = Annotated[
-    DigitsConfig | IdxConfig | Cifar10Config | FolderConfig | OasisConfig | NiftiConfig, Field(discriminator="kind")
+    DigitsConfig | IdxConfig | Cifar10Config | FolderConfig | OasisConfig | NiftiConfig | ShapesConfig,
+    Field(discriminator="kind"),
 ]

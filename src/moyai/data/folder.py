@@ -1,4 +1,4 @@
-"""A folder of pictures, or a .zip of one read in place. Sub-folders are classes.
+"""A folder of pictures, or a .zip of one read in place, with what is known of each (annotations.py).
 
 The pictures are looked at twice: once for their hash and header (which decide the set's resolution, channels and bits
 where the recipe does not), once to decode them. A set that is small is kept in memory; a large one is written to the
@@ -10,28 +10,24 @@ are bad.
 
 import hashlib
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
+from moyai.data import annotations, captions, masks
 from moyai.data.config import Cifar10Config, FolderConfig
 from moyai.data.decode import Seen, Target, UnreadablePicture, decode, inspect, quiet
 from moyai.data.images import BadFile, ImageSet, Progress, SourceFile, chosen
-from moyai.data.listing import REFUSED, Entry, Listing, contents, listing
+from moyai.data.listing import REFUSED, Entry, Listing, contents, in_order, listing
 from moyai.data.locate import find_root
 from moyai.data.store import Decoded, Store
 from moyai.errors import DataError
 
 IN_MEMORY = 2**29  # bytes of pixels above which a set is written to the cache
 DECODER = 1  # counts up when decode.py gives other pixels for the same file
-A = TypeVar("A")
-B = TypeVar("B")
 Pictures = FolderConfig | Cifar10Config
 
 
@@ -47,31 +43,29 @@ class Looked:
 def read(
     config: FolderConfig, cache: Path, progress: Progress | None = None, *, in_memory: int = IN_MEMORY
 ) -> ImageSet:
-    """The pictures the configuration names."""
+    """The pictures the configuration names, with what lies there of each: class, caption, numbers, mask."""
     root = find_root(config, needs="a folder (or a .zip) of pictures, with sub-folders as classes", cache=cache)
-    return read_root(config, root, cache, progress, by_folder=config.classes == "folders", in_memory=in_memory)
-
-
-def read_root(
-    config: Pictures,
-    root: Path,
-    cache: Path,
-    progress: Progress | None = None,
-    *,
-    by_folder: bool = True,
-    in_memory: int = IN_MEMORY,
-) -> ImageSet:
-    """The pictures below a folder or in a .zip, first decoded or found in the cache."""
     with listing(root) as listed, quiet():
-        classes = _classes(listed, root) if by_folder else ()
-        images = read_listed(
-            _limited(listed, classes, config.limit), config, root, cache, progress, in_memory=in_memory
-        )
-    if not classes:
-        return images
-    number = {name: i for i, name in enumerate(classes)}
-    labels = np.array([number[name.split("/")[0]] for name in images.names], dtype=np.int64)
-    return replace(images, fields={"class": labels}, classes=classes)
+        known = annotations.look(listed, config, root)
+        classes, labels = known.classes, known.labels
+        if labels is None and config.classes == "folders":
+            classes, labels = _folders(known.pictures, root)
+        kept = _limited(known.pictures, labels, config.limit)
+        said = captions.read(kept.entries, known.captions)
+        kept = annotations.without(kept, said.unfit)
+        images = read_listed(kept, config, root, cache, progress, in_memory=in_memory)
+        images = annotations.told(_classed(images, classes, labels), known, said)
+        if known.masks is None:
+            return images
+        return _masked(images, known.masks, config, root, cache, progress, in_memory)
+
+
+def read_root(config: Pictures, root: Path, cache: Path, progress: Progress | None = None) -> ImageSet:
+    """The pictures below a folder or in a .zip, classes by sub-folder; first decoded or found in the cache."""
+    with listing(root) as listed, quiet():
+        classes, labels = _folders(listed, root)
+        images = read_listed(_limited(listed, labels, config.limit), config, root, cache, progress)
+        return _classed(images, classes, labels)
 
 
 def read_listed(
@@ -111,8 +105,8 @@ def read_listed(
     )
 
 
-def _classes(listed: Listing, root: Path) -> tuple[str, ...]:
-    """The names of the sub-folders that hold pictures; none where all pictures lie at the top."""
+def _folders(listed: Listing, root: Path) -> tuple[tuple[str, ...], dict[str, str] | None]:
+    """The sub-folders that hold pictures, and the one of each picture; none where all pictures lie at the top."""
     names = [entry.name for entry in listed.entries]
     above = [name for name in names if "/" not in name]
     folders = tuple(sorted({name.split("/")[0] for name in names if "/" in name}))
@@ -122,16 +116,56 @@ def _classes(listed: Listing, root: Path) -> tuple[str, ...]:
             f"{root} has class folders ({', '.join(folders[:5])}) and pictures beside them ({', '.join(above[:5])}"
             f'{more}): move these into a folder, or set data.classes to "none"'
         )
-    return folders
+    return folders, {name: name.split("/")[0] for name in names} if folders else None
 
 
-def _limited(listed: Listing, classes: Sequence[str], limit: int | None) -> Listing:
+def _classed(images: ImageSet, classes: tuple[str, ...], labels: Mapping[str, str] | None) -> ImageSet:
+    """The set with the class of each picture, where there are classes."""
+    if labels is None:
+        return images
+    number = {name: i for i, name in enumerate(classes)}
+    fields = {"class": np.array([number[labels[name]] for name in images.names], dtype=np.int64)}
+    return replace(images, fields=fields, classes=classes)
+
+
+def _masked(
+    images: ImageSet,
+    given: Mapping[str, Entry],
+    config: FolderConfig,
+    root: Path,
+    cache: Path,
+    progress: Progress | None,
+    in_memory: int,
+) -> ImageSet:
+    """The set with the mask of each picture; one whose mask cannot be used is left out."""
+    _, height, width = images.shape
+    if images.sizes is None:
+        raise ValueError("masks are compared with the sizes of their pictures")
+    target = Target(height, width, 1, 8, config.resize)
+    found = masks.read(images.names, images.sizes, given, target, cache, progress, in_memory=in_memory)
+    if config.bad_files == "stop" and found.bad:
+        raise DataError(f"{root}: {found.bad[0].name}: {found.bad[0].reason}")
+    bad = sorted((*images.bad, *found.bad), key=lambda file: file.name)
+    _check(len(found.kept), images.count + len(images.bad), bad, config, root)
+    if len(found.kept) < images.count:
+        images = images.subset(found.kept)
+    return replace(
+        images,
+        fields={**images.fields, "mask": found.maps},
+        files=(*images.files, *found.files),
+        bad=tuple(bad),
+        notes=(*images.notes, *found.notes),
+        regions=found.regions.names,
+    )
+
+
+def _limited(listed: Listing, labels: Mapping[str, str] | None, limit: int | None) -> Listing:
     """The listing with at most `limit` pictures; where it cuts, what is no file at all is left out too."""
     if limit is None or limit >= len(listed.entries):
         return listed
     names = [entry.name for entry in listed.entries]
-    labels = np.array([classes.index(name.split("/")[0]) for name in names]) if classes else None
-    kept = chosen(names, labels, limit)
+    number = {} if labels is None else {name: i for i, name in enumerate(sorted(set(labels.values())))}
+    kept = chosen(names, None if labels is None else np.array([number[labels[name]] for name in names]), limit)
     return Listing(tuple(listed.entries[i] for i in kept), (), listed.others)
 
 
@@ -142,7 +176,7 @@ def _look(
     looked: list[Looked] = []
     bad: list[BadFile] = []
     files: list[SourceFile] = []
-    for done, (entry, (sha256, seen)) in enumerate(_ordered(_examine, listed.entries), 1):
+    for done, (entry, (sha256, seen)) in enumerate(in_order(_examine, listed.entries), 1):
         if sha256:
             files.append(SourceFile(entry.name, entry.size, sha256))
         if isinstance(seen, Seen):
@@ -207,7 +241,7 @@ def _decode(
     profiles = 0
     bits = np.uint8 if target.bits == 8 else np.uint16
     with store.rows(len(looked), (target.channels, target.height, target.width), np.dtype(bits)) as rows:
-        for done, (item, result) in enumerate(_ordered(picture, looked), 1):
+        for done, (item, result) in enumerate(in_order(picture, looked), 1):
             if not isinstance(result, str):
                 rows.append(result[0])
                 profiles += result[1]
@@ -251,26 +285,3 @@ def _notes(seen: Sequence[Seen], target: Target, others: int, profiles: int) -> 
     found["colour profile that cannot be read: taken as sRGB"] = profiles
     found["not a picture by its name: left out"] = others
     return tuple(f"{count} file{'s' if count > 1 else ''}: {what}" for what, count in found.items() if count)
-
-
-def _ordered(function: Callable[[A], B], items: Sequence[A]) -> Iterator[tuple[A, B]]:
-    """function(item) for each item in order, by several threads, with few results waiting.
-
-    Many items are handed out by the handful: for small pictures a hand-over costs as much as the decoding.
-    """
-    workers = min(8, os.cpu_count() or 1)
-    handful = min(32, 1 + len(items) // 256)
-    rest = iter([items[start : start + handful] for start in range(0, len(items), handful)])
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Sequence[A], Future[list[B]]]] = deque()
-        try:
-            while True:
-                for some in islice(rest, 2 * workers - len(waiting)):
-                    waiting.append((some, pool.submit(lambda some=some: [function(item) for item in some])))  # type: ignore[misc]
-                if not waiting:
-                    return
-                some, future = waiting.popleft()
-                yield from zip(some, future.result(), strict=True)
-        finally:
-            for _, future in waiting:
-                future.cancel()

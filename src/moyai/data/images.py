@@ -10,15 +10,17 @@ for 16 bits.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moyai.batch import Batch
+from moyai.errors import DataError
 
 Progress = Callable[[str, int, int], None]  # what is done, how many are done, of how many
 
@@ -65,10 +67,14 @@ class ImageSet:
     `decoding` says how files became pixels (resolution, channels, policy): with the files it makes the fingerprint.
     `sizes` are the (height, width) of the source pictures before any resize. `groups` number what must not be parted
     (all slices of a case). `held_out` is a split that the source brings along; it goes before the hashed one.
+
+    `fields` hold what is known of each picture: "class" int64, numbers as float32, captions as an array of str, maps of
+    regions as (N, H, W) uint8, whose names are `regions`. A batch has those that are numbers, maps mirrored with their
+    pictures.
     """
 
     pixels: np.ndarray | PixelRows  # (N, C, H, W) uint8 or uint16
-    fields: dict[str, np.ndarray]  # each (N,); "class" int64 where there are classes
+    fields: dict[str, np.ndarray]  # each (N, ...), by name
     classes: tuple[str, ...]  # their names
     names: Sequence[str]  # of each sample
     files: tuple[SourceFile, ...]
@@ -78,6 +84,7 @@ class ImageSet:
     sizes: np.ndarray | None = None  # (N, 2) int64
     held_out: np.ndarray | None = None  # (N,) bool
     decoding: str = ""
+    regions: tuple[str, ...] = ()  # names of the regions of a "mask"
 
     def __post_init__(self) -> None:
         if self.pixels.ndim != 4 or self.pixels.dtype not in (np.uint8, np.uint16):
@@ -123,8 +130,7 @@ class ImageSet:
         images = self.images(index)  # (B, C, H, W)
         if flipped is not None:
             images = torch.where(torch.from_numpy(np.asarray(flipped)).view(-1, 1, 1, 1), images.flip(-1), images)
-        fields = {name: torch.from_numpy(values[index]) for name, values in self.fields.items()}
-        return Batch(torch.from_numpy(index), images, None, fields)
+        return Batch(torch.from_numpy(index), images, None, rows_of(self.fields, index, flipped))
 
     def subset(self, index: np.ndarray) -> "ImageSet":
         """The samples numbered in `index`, in that order. Pixels are shared, never copied."""
@@ -140,12 +146,54 @@ class ImageSet:
             self,
             pixels=pixels,
             names=[self.names[i] for i in index],
-            fields={name: values[index] for name, values in self.fields.items()},
+            fields={name: _kept(values, index) for name, values in self.fields.items()},
             groups=None if self.groups is None else self.groups[index],
             sizes=None if self.sizes is None else self.sizes[index],
             held_out=None if self.held_out is None else self.held_out[index],
             decoding=f"{self.decoding}; rows {rows}",
         )
+
+
+def _kept(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Rows of a field; maps, which are as large as pictures, are shared and not copied."""
+    if values.ndim < 3:
+        return values[index]
+    rows = PixelRows(values.stored, values.rows[index]) if isinstance(values, PixelRows) else PixelRows(values, index)
+    return cast(np.ndarray, rows)
+
+
+def captioned(images: ImageSet, templates: Sequence[str]) -> ImageSet:
+    """The set with captions made from its classes: "{class}" in a template is the class's name.
+
+    Picture i has template i, beginning again after the last; so they are spread evenly. DataError where there are no
+    classes, or captions already.
+    """
+    if not images.classes or "caption" in images.fields:
+        there = "captions of their own" if images.classes else "no classes"
+        raise DataError(f"data.class_captions makes captions from classes, and these data have {there}")
+    made = [
+        templates[i % len(templates)].replace("{class}", images.classes[number])
+        for i, number in enumerate(images.fields["class"])
+    ]
+    fields = {**images.fields, "caption": np.array(made, dtype=np.str_)}
+    return replace(images, fields=fields, decoding=f"{images.decoding}; captions {list(templates)}")
+
+
+def rows_of(
+    fields: Mapping[str, np.ndarray | PixelRows], index: np.ndarray, flipped: np.ndarray | None = None
+) -> dict[str, Tensor]:
+    """Rows of the fields that are numbers, as a batch has them; what has a width, (N, ..., W), is mirrored where
+    `flipped` ((B,) bool)."""
+    found = {}
+    for name, values in fields.items():
+        if values.dtype.kind not in "biuf":
+            continue
+        rows = torch.from_numpy(np.asarray(values[index]))
+        if flipped is not None and values.ndim in (3, 4):
+            choose = torch.from_numpy(np.asarray(flipped)).view(-1, *[1] * (rows.ndim - 1))
+            rows = torch.where(choose, rows.flip(-1), rows)
+        found[name] = rows
+    return found
 
 
 def to_uint(images: Tensor, bits: int = 8) -> np.ndarray:

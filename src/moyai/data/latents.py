@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from moyai.batch import Batch
-from moyai.data.images import ImageSet
+from moyai.data.images import ImageSet, PixelRows, rows_of
 from moyai.errors import CheckpointError
 from moyai.files import write_json_atomic
 
@@ -32,10 +32,13 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Stored latents: `arrays[variant][quantity]` is (N, c, h, w) float32, rows in the order of the data set."""
+    """Stored latents: `arrays[variant][quantity]` is (N, c, h, w) float32, rows in the order of the data set.
+
+    fields: what is known of each picture, (N, ...); a batch has those that are numbers.
+    """
 
     arrays: Mapping[str, Mapping[str, np.ndarray]]
-    fields: Mapping[str, np.ndarray]
+    fields: Mapping[str, np.ndarray | PixelRows]
     info: Mapping[str, Any]
 
     def __len__(self) -> int:
@@ -54,7 +57,7 @@ class LatentCache:
         return Batch(
             torch.from_numpy(index),
             latents={name: torch.from_numpy(rows) for name, rows in stored.items()},
-            fields={name: torch.from_numpy(values[index]) for name, values in self.fields.items()},
+            fields=rows_of(self.fields, index, flipped if FLIPPED in self.arrays else None),
         )
 
     def stored(self, variant: str, size: int) -> Iterator[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""What lies in a folder or a .zip: the picture files by name, measured but not yet read.
+"""What lies in a folder or a .zip: the picture files by name, and texts that may tell of them, measured but not read.
 
 Nothing here opens what is not a regular file: a FIFO would wait for ever, a device might never end. A .zip is read in
 place and never unpacked; its members are measured by its directory first. Names are relative, with forward slashes, in
@@ -8,10 +8,15 @@ the order of their code points, so that a folder and a .zip of it list the same.
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from moyai.data.decode import MAX_BYTES, UnreadablePicture
 from moyai.data.images import BadFile
@@ -24,13 +29,17 @@ REFUSED = frozenset(  # pictures to a person, and so named in the report rather 
     (".eps", ".ps", ".svg", ".pdf", ".heic", ".heif", ".jp2", ".psd", ".ico", ".tga", ".ppm", ".pgm", ".exr", ".hdr",
      ".cr2", ".nef", ".dng")
 )  # fmt: skip
+TEXTS = frozenset((".txt", ".caption", ".csv", ".tsv", ".jsonl"))  # captions and tables
+NAMED = PICTURES | REFUSED | TEXTS
 MAX_RATIO = 200  # a .zip that says it holds more than this many times its size ...
 MAX_UNPACKED = 2**30  # ... and more than this many bytes is a bomb
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture file: its name, its size, and how to get its bytes."""
+    """A file: its name, its size, and how to get its bytes."""
 
     name: str
     size: int
@@ -39,15 +48,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The picture files of a folder, those that cannot be read, and how many files are not pictures."""
+    """The picture files of a folder, those that cannot be read, and how many files are not pictures.
+
+    texts: files that are captions or tables by their name; they are counted among the others.
+    """
 
     entries: tuple[Entry, ...]
     bad: tuple[BadFile, ...]
     others: int
+    texts: tuple[Entry, ...] = ()
 
 
 def contents(entry: Entry) -> bytes:
-    """The bytes of a picture file; UnreadablePicture says why they cannot be had."""
+    """The bytes of a file; UnreadablePicture says why they cannot be had."""
     try:
         return entry.read()
     except Exception as error:
@@ -73,15 +86,64 @@ def listing(root: Path) -> Iterator[Listing]:
         raise DataError(f"{root} does not exist: give a folder or a .zip of pictures")
 
 
+def in_order(function: Callable[[A], B], items: Sequence[A]) -> Iterator[tuple[A, B]]:
+    """function(item) for each item in order, by several threads, with few results waiting.
+
+    Many items are handed out by the handful: for small files a hand-over costs as much as the work.
+    """
+    workers = min(8, os.cpu_count() or 1)
+    handful = min(32, 1 + len(items) // 256)
+    rest = iter([items[start : start + handful] for start in range(0, len(items), handful)])
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[Sequence[A], Future[list[B]]]] = deque()
+        try:
+            while True:
+                for some in islice(rest, 2 * workers - len(waiting)):
+                    waiting.append((some, pool.submit(lambda some=some: [function(item) for item in some])))  # type: ignore[misc]
+                if not waiting:
+                    return
+                some, future = waiting.popleft()
+                yield from zip(some, future.result(), strict=True)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def unreadable(file: BadFile) -> Entry:
+    """A file that cannot be read, for where that matters only once it is asked for."""
+    return Entry(file.name, 0, partial(_fail, file.reason))
+
+
+def _fail(reason: str) -> bytes:
+    raise OSError(reason)
+
+
 def _sorted(found: Iterable[Entry | BadFile | None]) -> Listing:
     items = list(found)
-    entries = sorted((item for item in items if isinstance(item, Entry)), key=lambda entry: entry.name)
-    bad = sorted((item for item in items if isinstance(item, BadFile)), key=lambda file: file.name)
-    return Listing(tuple(entries), tuple(bad), sum(item is None for item in items))
+    named = sorted((item for item in items if item is not None), key=lambda item: item.name)
+    pictures = [item for item in named if suffix(item.name) not in TEXTS]
+    texts = [item for item in named if suffix(item.name) in TEXTS]
+    return Listing(
+        tuple(item for item in pictures if isinstance(item, Entry)),
+        tuple(item for item in pictures if isinstance(item, BadFile)),
+        len(items) - len(pictures),
+        tuple(unreadable(item) if isinstance(item, BadFile) else item for item in texts),
+    )
 
 
-def _suffix(name: str) -> str:
+def suffix(name: str) -> str:
+    """The end of a file's name in lower case, such as ".png"."""
     return PurePosixPath(name).suffix.lower()
+
+
+def stem(name: str) -> str:
+    """A file's name with its folders and without its end: what a picture, its caption and its mask share."""
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names and how many more, for a message."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shown(name: str) -> str:
@@ -90,7 +152,7 @@ def _shown(name: str) -> str:
 
 
 def _folder(root: Path) -> Iterator[Entry | BadFile | None]:
-    """Every file below a folder that is not hidden; None for one that is not a picture."""
+    """Every file below a folder that is not hidden; None for one that is neither picture nor text."""
     seen: set[tuple[int, int]] = set()  # folders by device and inode: links may lead in circles
     waiting = [(root, "")]
     while waiting:
@@ -108,14 +170,14 @@ def _folder(root: Path) -> Iterator[Entry | BadFile | None]:
         for item in items:
             if item.name.startswith(".") or item.name == "__MACOSX":
                 continue
-            named = _suffix(item.name) in PICTURES | REFUSED
-            if item.is_dir() and not named:
+            if item.is_dir() and suffix(item.name) not in PICTURES | REFUSED:
                 waiting.append((Path(item.path), f"{prefix}{item.name}/"))
             else:
-                yield _file(Path(item.path), _shown(prefix + item.name)) if named else None
+                yield _file(Path(item.path), _shown(prefix + item.name)) if suffix(item.name) in NAMED else None
 
 
 def _file(path: Path, name: str) -> Entry | BadFile:
+    """A file as an entry, or why it is none."""
     try:
         status = path.stat()
     except OSError as error:
@@ -144,10 +206,10 @@ def _archive(archive: zipfile.ZipFile, root: Path) -> Iterator[Entry | BadFile |
     members = [member for member in archive.infolist() if not member.is_dir()]
     _measure(members, root)
     kept = [m for m in members if not any(p.startswith(".") or p == "__MACOSX" for p in m.filename.split("/"))]
-    prefix = _wrapping([m.filename for m in kept if _suffix(m.filename) in PICTURES | REFUSED])
+    prefix = _wrapping([m.filename for m in kept if suffix(m.filename) in PICTURES | REFUSED])
     for member in kept:
         name = _shown(member.filename[len(prefix) :] if member.filename.startswith(prefix) else member.filename)
-        if _suffix(name) not in PICTURES | REFUSED:
+        if suffix(name) not in NAMED:
             yield None
         elif stat.S_ISLNK(member.external_attr >> 16):
             yield BadFile(name, "a link, not a picture")

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from moyai.data import fields
+from moyai.data.fields import Fields, first
 from moyai.data.images import ImageSet
 from moyai.data.splits import CHUNK, pixel_hashes
 
@@ -44,6 +46,7 @@ class DataReport:
     fingerprint: str
     classes: tuple[ClassCount, ...]
     cases: CaseCount | None  # None where the source forms no groups
+    known: Fields
     sizes: dict[str, tuple[int, int]]  # min, median, max of the source pictures' (height, width); {} where not known
     low: int  # of the stored values
     high: int
@@ -63,6 +66,7 @@ def report(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> DataR
     """Looks at every picture once. ValueError where a group is on both sides, which `splits.split` never does."""
     low, high, mean, std = _values(images)
     classes = _classes(images, train, validation)
+    known = fields.look(images, validation)
     hashes = pixel_hashes(images)
     duplicates = _duplicates(images, hashes)
     return DataReport(
@@ -74,6 +78,7 @@ def report(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> DataR
         fingerprint=images.fingerprint,
         classes=classes,
         cases=_cases(images, train, validation),
+        known=known,
         sizes=_sizes(images),
         low=low,
         high=high,
@@ -86,6 +91,7 @@ def report(images: ImageSet, train: np.ndarray, validation: np.ndarray) -> DataR
         warnings=(
             *_warnings(images, classes, duplicates, validation, low == high),
             *_leaks(images, hashes, validation),
+            *fields.idle(known),
         ),
     )
 
@@ -164,14 +170,14 @@ def _warnings(
     for number, what in ((0, "no readable picture"), (1, "one picture only")):
         names = [name for name, size in sizes.items() if size == number]
         if names:
-            found.append(f"{len(names)} class{'es' if len(names) > 1 else ''} with {what}: {_first(names)}")
+            found.append(f"{len(names)} class{'es' if len(names) > 1 else ''} with {what}: {first(names)}")
     present = {name: size for name, size in sizes.items() if size}
     if present and max(present.values()) > IMBALANCE * min(present.values()):
         most, least = max(present, key=present.__getitem__), min(present, key=present.__getitem__)
         found.append(f"class {most} has {present[most]} pictures, class {least} {present[least]}")
     unseen = [c.name for c in classes if c.train == 0 and c.validation]
     if unseen:
-        found.append(f"no picture to train on in class {_first(unseen)}: all are held out with their duplicates")
+        found.append(f"no picture to train on in class {first(unseen)}: all are held out with their duplicates")
     surplus = sum(len(names) - 1 for names in duplicates)
     if surplus:
         found.append(f"{surplus} pictures are exact duplicates of another (first: {' = '.join(duplicates[0][:3])})")
@@ -193,10 +199,6 @@ def _leaks(images: ImageSet, hashes: np.ndarray, validation: np.ndarray) -> list
     return [f"{int(known.sum())} held-out pictures equal one that is trained on (first: {first})"]
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def lines(found: DataReport) -> Iterator[str]:
     """The report in a few lines for people; warnings are not among them."""
     channels, height, width = found.shape
@@ -209,6 +211,7 @@ def lines(found: DataReport) -> Iterator[str]:
         yield f"{len(found.classes)} classes: {counts}{', ...' if len(found.classes) > 12 else ''}"
     if found.cases:
         yield _line_of_cases(found.cases)
+    yield from fields.lines(found.known, found.count)
     for name, reason in found.unreadable[:10]:
         yield f"unreadable: {name}: {reason}"
     if len(found.unreadable) > 10:

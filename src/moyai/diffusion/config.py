@@ -7,14 +7,15 @@ from pydantic import Field
 from moyai.schema import Config
 
 Count = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class LinearTable(Config):
     """betas linear from start to end (Ho et al. 2020)."""
 
     kind: Literal["linear"] = "linear"
-    start: float = Field(1e-4, description="the first beta")
-    end: float = Field(0.02, description="the last beta")
+    start: Beta = Field(1e-4, description="the first beta")
+    end: Beta = Field(0.02, description="the last beta")
     steps: Count = Field(1000, description="entries of the table")
 
 
@@ -22,8 +23,8 @@ class ScaledLinearTable(Config):
     """betas = linspace(sqrt(start), sqrt(end))^2 (Rombach et al. 2022; Stable Diffusion has these values)."""
 
     kind: Literal["scaled-linear"] = "scaled-linear"
-    start: float = Field(0.00085, description="the first beta")
-    end: float = Field(0.012, description="the last beta")
+    start: Beta = Field(0.00085, description="the first beta")
+    end: Beta = Field(0.012, description="the last beta")
     steps: Count = Field(1000, description="entries of the table")
 
 
@@ -31,7 +32,7 @@ class CosineTable(Config):
     """abar(t) = cos^2((t/T + s)/(1 + s) pi/2), betas at most 0.999 (Nichol and Dhariwal 2021)."""
 
     kind: Literal["cosine"] = "cosine"
-    offset: float = Field(0.008, description="s, which keeps the first betas from vanishing")
+    offset: Annotated[float, Field(ge=0)] = Field(0.008, description="s, which keeps the first betas from vanishing")
     steps: Count = Field(1000, description="entries of the table")
 
 
@@ -45,6 +46,14 @@ class EpsConfig(Config):
     table: TableConfig = ScaledLinearTable()
 
 
+class X0Config(Config):
+    """The network predicts the clean picture."""
+
+    kind: Literal["x0"] = "x0"
+    table: TableConfig = CosineTable()
+    zero_terminal: bool = Field(False, description="rescale the table to abar_T = 2^-24 (Lin et al. 2024)")
+
+
 class VConfig(Config):
     """The network predicts v = alpha noise - sigma x0 (Salimans and Ho 2022)."""
 
@@ -53,13 +62,40 @@ class VConfig(Config):
     zero_terminal: bool = Field(False, description="rescale the table to abar_T = 2^-24 (Lin et al. 2024)")
 
 
+class EDMConfig(Config):
+    """The network predicts a mixture of picture and noise that has variance one at every level (Karras et al. 2022)."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_data: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="standard deviation of what is modelled: 1 for latents, which are normalised"
+    )
+
+
 class FlowConfig(Config):
     """The network predicts noise - x0 along a straight line (rectified flow)."""
 
     kind: Literal["flow"] = "flow"
 
 
-ParameterizationConfig = Annotated[EpsConfig | VConfig | FlowConfig, Field(discriminator="kind")]
+ParameterizationConfig = Annotated[EpsConfig | X0Config | VConfig | EDMConfig | FlowConfig, Field(discriminator="kind")]
+
+
+class FixedVariance(Config):
+    """The network says where a step leads; how widely it scatters is the sampler's choice."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+class LearnedVariance(Config):
+    """The network says how widely a step scatters too, in 2C outputs (Nichol and Dhariwal 2021); needs a table."""
+
+    kind: Literal["learned"] = "learned"
+    bound_weight: Annotated[float, Field(gt=0)] = Field(
+        0.001, description="lambda, the weight of the variational bound in the loss"
+    )
+
+
+VarianceConfig = Annotated[FixedVariance | LearnedVariance, Field(discriminator="kind")]
 
 
 class TableDensity(Config):
@@ -109,15 +145,17 @@ class WeightingConfig(Config):
 class SamplingConfig(Config):
     """How samples are drawn unless a request says otherwise."""
 
-    sampler: Literal["euler", "heun", "dpmpp_2s", "dpmpp_2m"] = Field(
-        "dpmpp_2m", description="heun and dpmpp_2s evaluate the network twice a step, euler and dpmpp_2m once"
+    sampler: Literal["euler", "heun", "dpmpp_2s", "dpmpp_2m", "ddpm", "ddpm_small", "ddpm_large"] = Field(
+        "dpmpp_2m",
+        description="heun and dpmpp_2s evaluate the network twice a step, the others once; ddpm scatters as the prior "
+        "learned to (ddpm_small where it did not)",
     )
     grid: Literal["karras", "uniform-log", "uniform-time", "table"] = Field(
-        "karras", description="how the noise levels of the steps are spread; table needs eps or v"
+        "karras", description="how the noise levels of the steps are spread; table needs eps, x0 or v"
     )
     steps: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="steps from noise to picture")
     eta: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="fresh noise in each step: 0 none (DDIM), 1 as DDPM; not with heun"
+        0.0, description="fresh noise in each step: 0 none (DDIM), 1 as DDPM; not with heun or ddpm"
     )
     guidance: Annotated[float, Field(ge=0)] = Field(1.5, description="classifier-free guidance; 1 is none")
     batch: Count = Field(32, description="pictures a forward; part of a picture's recipe")

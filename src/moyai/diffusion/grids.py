@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moyai.diffusion.noise import Table
-from moyai.diffusion.parameterization import X0, Eps, Parameterization, V
+from moyai.diffusion.parameterization import Parameterization, Tabled
 from moyai.errors import RequestError
 
 Grid = Callable[[Parameterization, int, float], Tensor]  # (parameterization, steps, strength) -> (steps + 1,)
@@ -73,7 +73,7 @@ def table_spacing(
 
 
 def _table_grid(parameterization: Parameterization, steps: int, strength: float) -> Tensor:
-    if not isinstance(parameterization, Eps | V | X0):
+    if not isinstance(parameterization, Tabled):
         raise RequestError(
             f"grid table needs a model trained on a table, this one is {type(parameterization).__name__}; "
             f"possible: {', '.join(name for name in GRIDS if name != 'table')}"

@@ -24,6 +24,7 @@ from torch import Tensor
 from moyai.batch import Cond
 from moyai.diffusion.denoiser import Denoiser
 from moyai.diffusion.noise import column
+from moyai.diffusion.parameterization import Parameterization
 from moyai.errors import ConfigError, choices
 
 Weight = Callable[[Tensor, Tensor], Tensor]  # (sigma (B,), out (B,)) -> w (B,), both float64
@@ -47,9 +48,14 @@ def weighting(kind: str, *, gamma: float = 5.0, sigma_data: float = 1.0) -> Weig
 def diffusion_loss(denoiser: Denoiser, x0: Tensor, cond: Cond, sigma: Tensor, noise: Tensor, weight: Weight) -> Tensor:
     """The loss of each sample, the mean over its elements: (B,). x0, noise: (B, ...); sigma: (B,)."""
     x = x0 + column(sigma, x0) * noise
-    output = denoiser.network(x, sigma, cond)
-    target = denoiser.parameterization.target(x0, noise, sigma)
-    error = (output - target).square().flatten(1).mean(1)  # (B,)
+    return weighted_error(denoiser.parameterization, denoiser.network(x, sigma, cond), x0, sigma, noise, weight)
+
+
+def weighted_error(
+    parameterization: Parameterization, output: Tensor, x0: Tensor, sigma: Tensor, noise: Tensor, weight: Weight
+) -> Tensor:
+    """Equation (1) of what a network said, the mean over its elements: (B,)."""
+    error = (output - parameterization.target(x0, noise, sigma)).square().flatten(1).mean(1)  # (B,)
     s = sigma.double()
-    out = denoiser.parameterization(s).out
+    out = parameterization(s).out
     return (weight(s, out) * out**2).to(error.dtype) * error

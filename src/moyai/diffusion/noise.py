@@ -15,6 +15,17 @@ and its posterior, which a sampler imitates step by step, is Gaussian again (DDP
     q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I),   beta~_t = (1 - abar_{t-1}) / (1 - abar_t) beta_t
     mu~_t = sqrt(abar_{t-1}) beta_t / (1 - abar_t) x_0 + sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t) x_t   (4)
 
+In the coordinates of (1), where a step goes from s = sigma_t to s' = sigma_{t-1}, (4) is
+
+    q(x' | x, x_0) = N(x_0 + s'^2 / s^2 (x - x_0), s'^2 (s^2 - s'^2) / s^2 I)                         (5)
+
+A model draws x' around the same mean with its estimate in the place of x_0. How widely is a choice between the variance
+in (5), "small", which is right for data at one point, and beta_t divided by abar_{t-1},
+
+    (s^2 - s'^2) (1 + s'^2) / (1 + s^2)                                                               (6)
+
+"large", which is right for data of variance one (DDPM section 3.2), or learned between the two.
+
 Four different things are called "schedule". Two are here: the **table** a model was trained on, and the **density**
 its training draws sigma from. The grid that sampling walks is in `grids.py`, the weighting in `loss.py`.
 """
@@ -23,6 +34,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -130,6 +142,40 @@ class Table:
         """
         position = fraction.double() * len(self)
         return self.sigma(position - 1) * position.clamp(0, 1)
+
+    def before(self, index: Tensor) -> Tensor:
+        """The sigma a step from each index leads to: that of the index before, 0 from the first. float64."""
+        table = torch.cat([self.sigmas.new_zeros(1), self.sigmas]).to(index.device)
+        return table[index]
+
+    def log_variances(self, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithms of small and large, (5) and (6), of steps from sigma to sigma_next (B,); float64.
+
+        The last step, to 0, has no small one. It gets that of the step before it, in the papers' coordinates, as in
+        both papers' code.
+        """
+        s, t = sigma.double(), sigma_next.double()
+        return torch.where(t > 0, small_variance(s, t), self._least).log(), large_variance(s, t).log()
+
+    @cached_property
+    def _least(self) -> float:
+        if len(self) == 1:
+            return float(1 - self.abar[0])
+        first, second = self.sigmas[:2].tolist()
+        return small_variance(second, first) * float(self.abar[0])
+
+
+Number = TypeVar("Number", float, Tensor)
+
+
+def small_variance(s: Number, t: Number) -> Number:
+    """Equation (5): of a step from s to t in the coordinates of (1), right for data at one point."""
+    return t * t * (s * s - t * t) / (s * s)
+
+
+def large_variance(s: Number, t: Number) -> Number:
+    """Equation (6): the same, right for data of variance one."""
+    return (s * s - t * t) * (1 + t * t) / (1 + s * s)
 
 
 def q_mean_variance(x0: Tensor, abar_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,6 +152,9 @@ class V:
         return self.table.sigma_at(fraction)
 
 
+Tabled = Eps | X0 | V  # trained on the levels of a table
+
+
 @dataclass(frozen=True)
 class EDM:
     """Input, output and target of unit variance at every sigma, for data of standard deviation sigma_data."""

@@ -18,7 +18,11 @@ go further down than t and come back up with fresh noise,
     x' = D + (down / s) (x - D) + up noise                                                            (3)
 
 which is DDIM's eta: 0 is deterministic, and 1 is DDPM's ancestral sampling, whose up^2 is the posterior variance
-beta~_t of `noise.q_posterior` divided by abar_{t-1}.
+beta~_t of `noise.q_posterior` divided by abar_{t-1}. `ddpm` is that step with the variance a choice,
+
+    x' = D + (t^2 / s^2) (x - D) + sqrt(V) noise,   V small, large or learned (`noise.py` and `denoiser.py`)   (3b)
+
+and no noise in the step to 0. With V small it is (3) at eta 1: down / s = t^2 / s^2, and up^2 = V.
 
 The second-order methods here are Heun's (Karras et al. 2022, algorithm 1), which in the form of (2) reads
 
@@ -34,15 +38,16 @@ Gaussians, a cosine table walked evenly in 12 steps, the error falls from 1.0 to
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from math import log, sqrt
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from moyai.diffusion.denoiser import Denoise
-from moyai.diffusion.noise import column
+from moyai.diffusion.denoiser import Denoise, scattered
+from moyai.diffusion.noise import column, large_variance, small_variance
 from moyai.diffusion.parameterization import Parameterization
 from moyai.errors import RequestError
 
@@ -147,7 +152,39 @@ def dpmpp_2m(
         yield Step(index, t, x, d)
 
 
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpmpp_2s": dpmpp_2s, "dpmpp_2m": dpmpp_2m}
+def ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    variance: Literal["learned", "small", "large"] | None = None,
+) -> Iterator[Step]:
+    """Equation (3b): ancestral sampling, meant for the table's grid. When no variance is named: the learned one where
+    there is one, else small."""
+    if eta:
+        raise RequestError(f"eta {eta} needs another sampler: ddpm has its own noise; possible: eta 0, or euler")
+    for index, s, t in _intervals(sigmas):
+        d, learned = scattered(denoise, x, _full(x, s), _full(x, t))
+        up: float | Tensor = sqrt(large_variance(s, t) if variance == "large" else small_variance(s, t))
+        if variance in ("learned", None) and learned is not None:
+            up = learned.sqrt()
+        elif variance == "learned":
+            raise RequestError("this model has learned no variance; possible: small or large")
+        x = _toward(d, x, (t / s) ** 2, 0.0 if t == 0 else up, index, noise)
+        yield Step(index, t, x, d)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "euler": euler,
+    "heun": heun,
+    "dpmpp_2s": dpmpp_2s,
+    "dpmpp_2m": dpmpp_2m,
+    "ddpm": ddpm,
+    "ddpm_small": partial(ddpm, variance="small"),
+    "ddpm_large": partial(ddpm, variance="large"),
+}
 
 
 def _intervals(sigmas: Tensor) -> Iterator[tuple[int, float, float]]:
@@ -160,11 +197,13 @@ def _full(x: Tensor, sigma: float) -> Tensor:
     return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
 
 
-def _toward(d: Tensor, x: Tensor, ratio: float, up: float = 0.0, index: int = 0, noise: Noise | None = None) -> Tensor:
+def _toward(
+    d: Tensor, x: Tensor, ratio: float, up: float | Tensor = 0.0, index: int = 0, noise: Noise | None = None
+) -> Tensor:
     """D + ratio (x - D) + up noise; D itself, to the bit, at ratio 0."""
     moved = d + ratio * (x - d)
-    if up == 0:
+    if not isinstance(up, Tensor) and up == 0:
         return moved
     if noise is None:
-        raise ValueError("a step with eta above 0 needs noise: a function of the step's number")
+        raise ValueError("a step that adds noise needs noise: a function of the step's number")
     return moved + up * noise(index)

@@ -12,7 +12,7 @@ obeys its condition is measured by judges of their own (`obedience`), and whethe
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def assess(
     found = assess_pictures(
         samples, train, held_out, extractor, again=again, judges=judges, cache=cache, progress=progress
     )
-    return replace(found, facts={**found.facts, "request": asdict(request), "model_hash": model.digest})
+    return replace(found, facts={**found.facts, "request": request.plain(), "model_hash": model.digest})
 
 
 def assess_pictures(

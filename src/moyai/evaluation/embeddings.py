@@ -10,10 +10,7 @@ resized with antialiasing and rounded again (as Pillow does), cut to the middle,
 (v - mean) / std. All of it stands in the extractor's name: with another preparation it is another extractor.
 """
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +18,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from moyai.errors import CheckpointError, DataError, RequestError
 from moyai.evaluation.values import Source
+from moyai.nets import published
 
 Kind = Literal["dinov2", "clip"]
 # What the config.json of each may call itself: a whole CLIP, or its vision tower alone.
 MODEL_TYPES: Mapping[Kind, tuple[str, ...]] = {"dinov2": ("dinov2",), "clip": ("clip", "clip_vision_model")}
 NAMES: Mapping[Kind, str] = {"dinov2": "DINOv2", "clip": "CLIP vision tower"}
-PIECE = 1 << 24  # bytes hashed at once
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,9 @@ class Embedding:
         try:
             pooled: Tensor = self.net(pixel_values=pixels).pooler_output
         except ValueError as error:  # of a size the positions were not trained for
-            raise DataError(f"{self.source.name} does not take these pictures: {_line(error)}") from error
+            raise DataError(
+                f"{self.source.name} does not take these pictures: {published.first_line(error)}"
+            ) from error
         return pooled
 
     def probabilities(self, features: Tensor) -> None:
@@ -118,25 +116,25 @@ class Embedding:
 def load(kind: Kind, folder: Path, device: torch.device | str = "cpu") -> Embedding:
     """The extractor in a folder. RequestError where transformers is missing or the folder is of another model,
     CheckpointError where something in it is missing or broken."""
-    config = _json(folder / "config.json")
+    config = published.read_object(folder / "config.json")
     if (found := config.get("model_type")) not in MODEL_TYPES[kind]:
         raise RequestError(
             f"{folder} holds a model of type {found!r}, not {kind}; possible: {', '.join(MODEL_TYPES[kind])}"
         )
     preparation = read_preparation(folder / "preprocessor_config.json")
-    files = _weight_files(folder)
+    files = published.weight_files(folder)
     net = _read(kind, folder)
     vision: Any = net.config
     name = (
         f"{NAMES[kind]} {vision.num_hidden_layers} x {vision.hidden_size}, patch {vision.patch_size} "
         f"({preparation}; pooled output, of stored integers)"
     )
-    return Embedding(net, preparation, Source(name, _sha256(files), int(vision.hidden_size)), device)
+    return Embedding(net, preparation, Source(name, published.sha256(files), int(vision.hidden_size)), device)
 
 
 def read_preparation(path: Path) -> Preparation:
     """What a preprocessor_config.json says. CheckpointError where it says nothing we know how to do."""
-    told = _json(path)
+    told = published.read_object(path)
     try:
         shorter, size = _size(told.get("size", 224)) if told.get("do_resize", True) else (None, None)
         crop = _square(told.get("crop_size", 224)) if told.get("do_center_crop", True) else None
@@ -150,7 +148,9 @@ def read_preparation(path: Path) -> Preparation:
             raise ValueError(f"mean {mean} and std {std} are not of three channels")
         return Preparation(shorter, size, Image.Resampling(told.get("resample", 3)), crop, factor, mean, std)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say how pictures are prepared: {_line(error)}") from error
+        raise CheckpointError(
+            f"{path} does not say how pictures are prepared: {published.first_line(error)}"
+        ) from error
 
 
 def _size(told: Any) -> tuple[int | None, tuple[int, int] | None]:
@@ -170,81 +170,4 @@ def _read(kind: Kind, folder: Path) -> nn.Module:
         from transformers import CLIPVisionModel, Dinov2Model
     except ImportError as error:
         raise RequestError(f"--extractor {kind} needs transformers: pip install 'moyai[embeddings]'") from error
-    made = {"dinov2": Dinov2Model, "clip": CLIPVisionModel}[kind]
-    try:
-        with _silent():
-            net, told = made.from_pretrained(
-                str(folder),
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be read as {kind}: {_line(error)}") from error
-    missing = sorted(str(name) for name in told["missing_keys"])
-    if missing or told["mismatched_keys"]:
-        misshapen = sorted(str(name[0]) for name in told["mismatched_keys"])
-        raise CheckpointError(f"{folder} is not a whole {kind} model", missing=missing, misshapen=misshapen)
-    made_of: nn.Module = net
-    return made_of
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """transformers draws bars and prints tables while it loads; what matters of them is an error above."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the folder, one or the parts that an index names."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        try:
-            return [folder / name for name in sorted(set(_json(index)["weight_map"].values()))]
-        except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} names no files of weights") from error
-    pickled = [name for name in ("pytorch_model.bin", "model.bin") if (folder / name).exists()]
-    more = f"; {pickled[0]} is a pickle, which moyai does not read" if pickled else ""
-    raise CheckpointError(f"{folder} has no model.safetensors{more}")
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                while piece := file.read(PIECE):
-                    digest.update(piece)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}; possible: a folder as published for transformers")
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_line(error)}") from error
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return told
-
-
-def _line(error: Exception) -> str:
-    """The first line of another library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return published.read({"dinov2": Dinov2Model, "clip": CLIPVisionModel}[kind], folder, kind)

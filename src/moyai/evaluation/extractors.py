@@ -17,7 +17,7 @@ import torch
 
 from moyai.data.images import ImageSet
 from moyai.errors import DataError, RequestError
-from moyai.evaluation import embeddings, inception, networks
+from moyai.evaluation import embeddings, inception, keeping, networks
 from moyai.evaluation.features import Extractor
 
 Progress = Callable[[str, int, int], None]
@@ -81,23 +81,18 @@ def own_extractor(
     cached one."""
     pixels = np.asarray(train.pixels[np.arange(train.count)])
     labels = classes_of(train)
-    path = networks.path_in(cache, pixels, labels, seed=seed, steps=steps)
-    if path.is_file():
-        return networks.load(path, device)
-    training = (
-        networks.train_self_supervised(pixels, seed=seed, steps=steps, device=device)
-        if labels is None
-        else networks.train_classifier(pixels, labels, seed=seed, steps=steps, device=device)
+    return keeping.found_or_made(
+        networks.path_in(cache, pixels, labels, seed=seed, steps=steps),
+        lambda path: networks.load(path, device),
+        networks.save,
+        lambda: (
+            networks.train_self_supervised(pixels, seed=seed, steps=steps, device=device)
+            if labels is None
+            else networks.train_classifier(pixels, labels, seed=seed, steps=steps, device=device)
+        ),
+        progress,
+        "training the extractor",
     )
-    made: networks.OwnExtractor | None = None
-    for state in training:
-        made = state.extractor or made
-        if made is None:
-            progress("training the extractor", state.step, state.steps)
-    if made is None:
-        raise ValueError("training gave no extractor")
-    networks.save(made, path)
-    return made
 
 
 def classes_of(train: ImageSet) -> np.ndarray | None:

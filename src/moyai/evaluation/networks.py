@@ -12,25 +12,21 @@ Training is a pure function of (pictures, labels, seed, steps). What the network
 kept with it (`facts`): the accuracy, or the share of held-out views that find their other view among 256.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moyai.errors import CheckpointError, DataError, RequestError
-from moyai.evaluation.features import Pixels, check_pixels, content_hash, make_folder, to_images, weights_hash
+from moyai.errors import DataError, RequestError
+from moyai.evaluation import keeping
+from moyai.evaluation.features import Pixels, check_pixels, content_hash, to_images, weights_hash
+from moyai.evaluation.keeping import Trained
 from moyai.evaluation.values import Source
-from moyai.files import write_atomic
 from moyai.nets.trunk import LARGEST, WIDTH, Trunk
 from moyai.randomness import generator, permutation, torch_seed
 
@@ -62,8 +58,7 @@ class OwnExtractor:
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights by name."""
-        head = {} if self.head is None else {f"head.{name}": v for name, v in self.head.state_dict().items()}
-        return {**{f"trunk.{name}": values for name, values in self.trunk.state_dict().items()}, **head}
+        return keeping.named(trunk=self.trunk, **({} if self.head is None else {"head": self.head}))
 
     def __call__(self, images: Tensor) -> Tensor:
         if tuple(images.shape[1:]) != self.shape:
@@ -78,16 +73,6 @@ class OwnExtractor:
         return None if self.head is None else self.head(features.to(self.device)).softmax(1).cpu()
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A step of training: its number, of how many, its loss; the extractor with the last one."""
-
-    step: int
-    steps: int
-    loss: float
-    extractor: OwnExtractor | None = None
-
-
 # ---- training
 
 
@@ -100,7 +85,7 @@ def train_classifier(
     batch: int = 128,
     held_out: tuple[Pixels, np.ndarray] | None = None,
     device: torch.device | str = "cpu",
-) -> Iterator[Trained]:
+) -> Iterator[Trained[OwnExtractor]]:
     """Train a trunk to tell the classes apart; held_out: pictures and labels for the accuracy, else a tenth is held
     out from training."""
     check_pixels(pixels)
@@ -128,7 +113,7 @@ def train_self_supervised(
     steps: int = 1000,
     batch: int = 256,
     device: torch.device | str = "cpu",
-) -> Iterator[Trained]:
+) -> Iterator[Trained[OwnExtractor]]:
     """Train a trunk to recognise two views of one picture; a tenth of the pictures is held out from it."""
     check_pixels(pixels)
     if len(pixels) < 4:
@@ -162,7 +147,7 @@ def perceptual_trunk(
     seed: int,
     steps: int,
     device: torch.device | str = "cpu",
-) -> Iterator[Trained]:
+) -> Iterator[Trained[OwnExtractor]]:
     """Train the network whose maps a first stage's perceptual distance compares (`firststage.perceptual.own`).
 
     It is another network than the extractor of the same seed: other initial weights, other order, other pictures held
@@ -307,33 +292,26 @@ def views(images: Tensor, seed: int, number: int) -> Tensor:
 def save(extractor: OwnExtractor, path: Path) -> None:
     """The extractor as one safetensors file, whole or not at all."""
     told = {"shape": extractor.shape, "facts": extractor.facts, "version": VERSION}
-    tensors = {name: values.cpu().contiguous() for name, values in extractor.tensors().items()}
-    data = safetensors.torch.save(tensors, {"extractor": json.dumps(told)})
-    make_folder(path.parent, len(data))
-    write_atomic(path, data)
+    keeping.write(path, "extractor", extractor.tensors(), told)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> OwnExtractor:
     """What `save` wrote; CheckpointError for anything else."""
-    try:
-        data = path.read_bytes()
-        tensors = safetensors.torch.load(data)
-        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        told = json.loads(head["__metadata__"]["extractor"])
+
+    def make(tensors: dict[str, Tensor], told: dict[str, Any]) -> OwnExtractor:
         channels, height, width = (int(n) for n in told["shape"])
         trunk = Trunk(channels)
-        trunk.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("trunk.")})
+        trunk.load_state_dict(keeping.part(tensors, "trunk"))
         classes = None
         if "head.weight" in tensors:
             classes = nn.Linear(8 * WIDTH, len(tensors["head.weight"]))
-            classes.load_state_dict({n[5:]: v for n, v in tensors.items() if n.startswith("head.")})
+            classes.load_state_dict(keeping.part(tensors, "head"))
         return OwnExtractor(trunk, classes, (channels, height, width), told["facts"], device)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not an extractor of moyai: {error}") from error
+
+    return keeping.read(path, "extractor", make)
 
 
 def path_in(cache: Path, pixels: Pixels, labels: np.ndarray | None, *, seed: int, steps: int) -> Path:
     """Where the extractor trained by exactly this call is kept: the name is the hash of all it follows from."""
-    told = "simclr" if labels is None else hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").data).hexdigest()
-    key = hashlib.sha256(f"{VERSION} {WIDTH} {content_hash(pixels)} {told} {seed} {steps}".encode()).hexdigest()
-    return cache / "extractors" / f"{key[:32]}.safetensors"
+    told = "simclr" if labels is None else keeping.array_hash(labels, "<i8")
+    return keeping.place(cache, VERSION, WIDTH, content_hash(pixels), told, seed, steps)

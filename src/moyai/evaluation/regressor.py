@@ -10,24 +10,20 @@ beside theirs as the floor. Training is a pure function of (pictures, numbers, s
 cache under the hash of these.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from moyai.errors import CheckpointError, DataError
-from moyai.evaluation import networks
-from moyai.evaluation.features import Pixels, check_pixels, content_hash, make_folder, to_images, weights_hash
+from moyai.errors import DataError
+from moyai.evaluation import keeping, networks
+from moyai.evaluation.features import Pixels, check_pixels, content_hash, to_images, weights_hash
+from moyai.evaluation.keeping import Trained
 from moyai.evaluation.networks import Trunk
 from moyai.evaluation.values import Source
-from moyai.files import write_atomic
 
 VERSION = 1  # counts up when the same call gives another network
 
@@ -53,8 +49,7 @@ class Regressor:
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights by name, with the mean and deviation of the numbers."""
-        parts = {"trunk": self.trunk.state_dict(), "head": self.head.state_dict()}
-        named = {f"{part}.{name}": values for part, all_of in parts.items() for name, values in all_of.items()}
+        named = keeping.named(trunk=self.trunk, head=self.head)
         return {**named, "scale": torch.tensor(self.scale, dtype=torch.float64)}
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -74,16 +69,6 @@ class Regressor:
         return found * self.scale[1] + self.scale[0]
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A step of training: its number, of how many, its loss; the regressor with the last one."""
-
-    step: int
-    steps: int
-    loss: float
-    regressor: Regressor | None = None
-
-
 def train(
     pixels: Pixels,
     numbers: np.ndarray,
@@ -93,7 +78,7 @@ def train(
     steps: int = 800,
     batch: int = 128,
     device: torch.device | str = "cpu",
-) -> Iterator[Trained]:
+) -> Iterator[Trained[Regressor]]:
     """Train a trunk to read `numbers` (N,) from pictures (N, C, H, W). DataError where they are all the same."""
     check_pixels(pixels)
     numbers = np.asarray(numbers, dtype=np.float64)
@@ -129,32 +114,25 @@ def _scale(numbers: np.ndarray, count: int, field: str) -> tuple[float, float]:
 def save(regressor: Regressor, path: Path) -> None:
     """The regressor as one safetensors file, whole or not at all."""
     told = {"shape": regressor.shape, "field": regressor.field, "version": VERSION}
-    tensors = {name: values.cpu().contiguous() for name, values in regressor.tensors().items()}
-    data = safetensors.torch.save(tensors, {"regressor": json.dumps(told)})
-    make_folder(path.parent, len(data))
-    write_atomic(path, data)
+    keeping.write(path, "regressor", regressor.tensors(), told)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Regressor:
     """What `save` wrote; CheckpointError for anything else."""
-    try:
-        data = path.read_bytes()
-        tensors = safetensors.torch.load(data)
-        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        told = json.loads(head["__metadata__"]["regressor"])
+
+    def make(tensors: dict[str, Tensor], told: dict[str, Any]) -> Regressor:
         channels, height, width = (int(n) for n in told["shape"])
         trunk, line = Trunk(channels), nn.Linear(tensors["head.weight"].shape[1], 1)
-        trunk.load_state_dict({n[6:]: v for n, v in tensors.items() if n.startswith("trunk.")})
-        line.load_state_dict({n[5:]: v for n, v in tensors.items() if n.startswith("head.")})
+        trunk.load_state_dict(keeping.part(tensors, "trunk"))
+        line.load_state_dict(keeping.part(tensors, "head"))
         mean, deviation = tensors["scale"].tolist()
         return Regressor(trunk, line, (channels, height, width), str(told["field"]), (mean, deviation), device)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a regressor of moyai: {error}") from error
+
+    return keeping.read(path, "regressor", make)
 
 
 def path_in(cache: Path, pixels: Pixels, numbers: np.ndarray, *, field: str, seed: int, steps: int) -> Path:
     """Where the regressor trained by exactly this call is kept: the name is the hash of all it follows from."""
-    told = hashlib.sha256(np.ascontiguousarray(numbers, dtype="<f8").data).hexdigest()
-    versions = f"{VERSION} {networks.VERSION} {networks.WIDTH}"
-    key = hashlib.sha256(f"{versions} {field} {content_hash(pixels)} {told} {seed} {steps}".encode()).hexdigest()
-    return cache / "extractors" / f"{key[:32]}.safetensors"
+    versions = (VERSION, networks.VERSION, networks.WIDTH)
+    told = keeping.array_hash(numbers, "<f8")
+    return keeping.place(cache, *versions, field, content_hash(pixels), told, seed, steps)

@@ -18,9 +18,9 @@ import torch
 
 from moyai import log, pictures, tasks
 from moyai.data.images import ImageSet, to_uint
-from moyai.evaluation import curves, page, section, stagesection
+from moyai.evaluation import conditions, curves, page, section, stagesection
 from moyai.firststage.codec import LatentCodec
-from moyai.model import LatentModel
+from moyai.model import LatentModel, example_rows
 from moyai.version import __version__
 
 COLUMNS = 10
@@ -64,7 +64,7 @@ def write(material: Material, progress: Callable[[int, int], None] | None = None
 
 def _samples(material: Material, progress: Callable[[int, int], None] | None) -> tuple[np.ndarray, tasks.Request]:
     report = material.model.recipe.report
-    n = report.per_class if material.model.classes else report.samples
+    n = report.per_class if material.model.fields else report.samples
     request = tasks.request(material.model, n=n)
     return tasks.collect(material.model, request, progress), request
 
@@ -75,11 +75,12 @@ def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Reque
     names = tasks.row_names(model, request)
     sheet = pictures.grid(samples, columns=request.n if names else COLUMNS, row_labels=names)
     pictures.save_png(folder / "samples.png", sheet, recipe)
-    originals = pictures.grid(_originals(material, request), columns=request.n if names else COLUMNS, row_labels=names)
+    originals = _originals(material, request)
     pictures.save_png(folder / "originals.png", originals, None)
     guidance = f", guidance {request.guidance:g}" if names else ""
     seeds = f"seeds {request.seed} to {request.seed + request.count - 1}"
-    how = f"{request.sampler}, {request.steps} steps{guidance}, {seeds}"
+    walk = f"{request.steps} codes" if request.sampler == "codes" else f"{request.sampler}, {request.steps} steps"
+    how = f"{walk}{guidance}, {seeds}"
     return [
         page.Gallery(
             (
@@ -91,7 +92,26 @@ def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Reque
     ]
 
 
-def _originals(material: Material, request: tasks.Request) -> np.ndarray:
+def _originals(material: Material, request: tasks.Request) -> Any:
+    """Real pictures in rows as the samples: the first that are what each row was asked to be."""
+    names = tasks.row_names(material.model, request)
+    if not set(request.asked) <= {"class", "position"}:
+        return _examples(material, request)
+    return pictures.grid(_alike(material, request), columns=request.n if names else COLUMNS, row_labels=names)
+
+
+def _examples(material: Material, request: tasks.Request) -> Any:
+    """The held-out pictures that the rows were asked to be, beside what can be shown of what was asked."""
+    held_out, shape = material.held_out, material.model.codec.image_shape
+    real = to_uint(held_out.images(example_rows(held_out.count)), bits=held_out.bits)
+    rows = [
+        [conditions.coloured(picture), *conditions.shown(request.asked, row, shape)] for row, picture in enumerate(real)
+    ]
+    names = tasks.row_names(material.model, request)
+    return pictures.grid(np.stack([one for row in rows for one in row]), columns=len(rows[0]), row_labels=names)
+
+
+def _alike(material: Material, request: tasks.Request) -> np.ndarray:
     """As many real pictures in the same arrangement, the first that are what each row was asked to be."""
     train, asked = material.train, request.fields()
     if not asked:
@@ -112,14 +132,12 @@ def _process_blocks(material: Material, folder: Path) -> list[Any]:
     model = material.model
     if not model.recipe.report.gif:
         return []
-    classes = range(min(PROCESS, len(model.classes)))
-    places = [0.5] if classes and "position" in model.fields else None
-    settings: dict[str, Any] = {"n": 1 if model.fields else PROCESS, "batch": len(classes) or PROCESS, "steps": 40}
-    request = tasks.request(model, classes, positions=places, sampler="euler", grid="uniform-time", **settings)
+    n = 1 if model.fields else PROCESS
+    request = tasks.overview(model, n=n, batch=PROCESS, steps=40, sampler="euler", grid="uniform-time")
     noisy, predicted = tasks.process(model, request)
     labels = ("noisy", "predicted")
     frames = [
-        pictures.grid(np.concatenate(pair), columns=request.count, row_labels=labels)
+        pictures.grid(np.concatenate(pair), columns=len(pair[0]), row_labels=labels)
         for pair in zip(noisy, predicted, strict=True)
     ]
     recipe = tasks.picture_recipe(model, request)
@@ -140,7 +158,9 @@ def _curve_blocks(material: Material) -> list[Any]:
             if steps:
                 series.append(curves.Series(label if name == "loss" else f"{label} ({name})", steps, values))
         if series:
-            svg = curves.chart(series, title=f"{title}: loss", x_label="step", y_label="loss", log_y=True)
+            of_codes = stage == "prior" and material.model.recipe.prior.kind == "codes"
+            unit = "bits per code" if of_codes else "loss"
+            svg = curves.chart(series, title=f"{title}: {unit}", x_label="step", y_label=unit, log_y=not of_codes)
             blocks.append(page.Chart(svg, f"{title}: the loss of training steps and of held-out data."))
     if material.times:
         shown = {name: str(timedelta(seconds=round(seconds))) for name, seconds in material.times.items()}

@@ -58,7 +58,9 @@ def measure(
     few = f"neighbourhoods of {fewest} pictures say little; take {FEW_BALLS} or more"
     balls = (near.precision, near.recall, near.density, near.coverage)
     found += [warned(value, few) if fewest < FEW_BALLS else value for value in balls]
-    found += [judge.measure(judged.pixels, judged.targets[f]) for f, judge in judges.items() if f in judged.targets]
+    for name, judge in judges.items():
+        if name in judged.targets:
+            found += judge.measure(judged.pixels, judged.targets[name])
     if mine.probabilities is not None:
         value, wanted = metrics.class_confidence(mine), FEW_OF_CLASS * mine.probabilities.shape[1]
         few = f"{len(mine)} pictures hold it down by their number; take {wanted} or more"

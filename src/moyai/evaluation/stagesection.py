@@ -26,7 +26,7 @@ CURVES = (
     ("Perceptual distance", "validation", ("perceptual",), "distance"),
     ("Fine power", "validation", ("fine power",), "of the originals'"),
     ("KL", "validation", ("kl",), "nats a latent value"),
-    ("Perplexity", "validation", ("perplexity",), "codes"),
+    ("Perplexity", "validation", ("perplexity", "perplexity top", "perplexity bottom"), "codes"),
     ("Discriminator's logits", "train", ("logits real", "logits fake"), "logit"),
     ("Adaptive weight", "train", ("adaptive weight",), "weight"),
 )
@@ -63,7 +63,19 @@ def last_values(path: Path) -> dict[str, float]:
 def table(values: Mapping[str, float]) -> list[page.Block]:
     """Instrument, value, healthy range and meaning of all there is; [] where there is nothing."""
     known = health.derived(values)
-    rows = []
+    rows = _rows(known, "")
+    for name, own in health.of_maps(known).items():
+        rows += _rows(own, f" {name}")
+    if not rows:
+        return []
+    headers = ("instrument", "value", "unit", "healthy", "meaning")
+    note = "On held-out pictures with the averaged weights, from the posterior's mode; the discriminator's in training."
+    return [page.Table(headers, tuple(rows), "Instruments of the first stage", note)]
+
+
+def _rows(known: Mapping[str, float], which: str) -> list[tuple[str, ...]]:
+    """Of the values of one map of codes, or of all that is of none; which: added to the instruments' names."""
+    rows: list[tuple[str, ...]] = []
     for instrument in health.INSTRUMENTS:
         found = instrument.values(known)
         if not found:
@@ -73,12 +85,9 @@ def table(values: Mapping[str, float]) -> list[page.Block]:
         unit = instrument.unit or where
         if name == "ms-ssim" and "ms-ssim scales" in known:
             unit = f"scales: {known['ms-ssim scales']:.0f}"
-        rows.append((instrument.name, _number(value), unit, _range(*instrument.healthy(known)), instrument.meaning))
-    if not rows:
-        return []
-    headers = ("instrument", "value", "unit", "healthy", "meaning")
-    note = "On held-out pictures with the averaged weights, from the posterior's mode; the discriminator's in training."
-    return [page.Table(headers, tuple(rows), "Instruments of the first stage", note)]
+        healthy = _range(*instrument.healthy(known))
+        rows.append((instrument.name + which, _number(value), unit, healthy, instrument.meaning))
+    return rows
 
 
 def charts(path: Path) -> list[page.Block]:

@@ -61,9 +61,7 @@ class LatentAutoencoder(nn.Module):
         width: int | None = None if conditioner is None else told.vector_width
         self.factor: int = config.factor
         self.channels: int = made.channels
-        config = config.model_copy(update={"latent_channels": self.channels})
-        self.encoder = Encoder(config, image_channels, moments=made.moments, vector_width=width)
-        self.decoder = Decoder(config, image_channels, vector_width=width)
+        self._build(config, image_channels, width)
 
     def told(self, fields: Mapping[str, Tensor] | None, count: int) -> Cond | None:
         """The condition of `count` pictures from what is known of them, each field (count, ...)."""
@@ -82,6 +80,11 @@ class LatentAutoencoder(nn.Module):
         images = self.decoder(latents, self._vector(cond, len(latents))).float()
         return images if size is None else images[..., : size[0], : size[1]]
 
+    def compile_networks(self) -> None:
+        """From now on the networks run compiled; copies made before stay as they are."""
+        self.encoder.compile()
+        self.decoder.compile()
+
     @property
     def last_layer(self) -> nn.Parameter:
         """The weight of the decoder's last convolution, where adversarial terms are balanced."""
@@ -89,6 +92,12 @@ class LatentAutoencoder(nn.Module):
         if not isinstance(weight, nn.Parameter):
             raise TypeError("the decoder's last layer has no weight")
         return weight
+
+    def _build(self, config: AutoencoderConfig, image_channels: int, width: int | None) -> None:
+        """The networks; width: of the vector they are told, None where they are told nothing."""
+        config = config.model_copy(update={"latent_channels": self.channels})
+        self.encoder = Encoder(config, image_channels, moments=self.bottleneck.moments, vector_width=width)
+        self.decoder = Decoder(config, image_channels, vector_width=width)
 
     def _vector(self, cond: Cond | None, count: int) -> Tensor | None:
         cond = self.told({}, count) if cond is None else cond

@@ -10,17 +10,21 @@ Diffusion's 0.18215 is such a number). What the cache stores of each picture is 
 one noisy sample of it: a cached sample would be noise that no prior can predict.
 
 Over a codebook or a grid the prior sees latents *before* quantisation, which have no noise of their own; the codec
-quantises once, before decoding. Without a first stage (Ho et al. 2020) the latents are the pixels as they are.
+quantises once, before decoding. A prior over codes sees which code each place has instead. Without a first stage (Ho
+et al. 2020) the latents are the pixels as they are.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from moyai.errors import ConfigError
 from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.hierarchy import Hierarchy, quantizers
+from moyai.firststage.quantization import FSQ, VectorQuantizer
 from moyai.nets.precision import Precision, autocast
 from moyai.randomness import Draw
 
@@ -116,10 +120,34 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, fields: Fields | None = None) -> Tensor:
-        z = self.autoencoder.quantize(latents * self._column(self.std) + self._column(self.mean))
-        with autocast(self.precision, latents.device):
-            images = self.autoencoder.decode(z, self.image_shape[1:], self.autoencoder.told(fields, len(z)))
-        return images.float().clamp(-1, 1)
+        z = latents * self._column(self.std) + self._column(self.mean)
+        return self._decoded(self.autoencoder.quantize(z), fields)
+
+    def codes(self, stored: Stored) -> list[Tensor]:
+        """The numbers of what `decode` makes of stored latents, each map of codes (B, h, w) int64, coarse to fine.
+        ConfigError for a Gaussian's, which are none; so do the next four."""
+        maps = self._split(stored["mean"].float())
+        return [one.codes_of(z) for one, z in zip(self._quantizers(), maps, strict=True)]
+
+    def codes_counts(self) -> list[int]:
+        """How many codes each map has, coarse to fine: 0 .. count - 1."""
+        return [one.size for one in self._quantizers()]
+
+    def code_shapes(self) -> list[tuple[int, int]]:
+        """(h, w) of each map of codes, coarse to fine."""
+        self._quantizers()
+        return [(part.shape[2], part.shape[3]) for part in self._split(torch.empty(1, *self.shape()))]
+
+    def latents_of(self, codes: Sequence[Tensor]) -> Tensor:
+        """The normalised latents (B, c, h, w) that maps of codes (B, h, w), coarse to fine, are numbers of; `decode`
+        takes them as well."""
+        return self.normalised(self._values(codes))
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Sequence[Tensor], fields: Fields | None = None) -> Tensor:
+        """Maps of codes (B, h, w), coarse to fine, to pictures (B, C, H, W) in [-1, 1]: those of the latents that they
+        are numbers of."""
+        return self._decoded(self._values(codes), fields)
 
     def normalised(self, z: Tensor) -> Tensor:
         return (z - self._column(self.mean)) / self._column(self.std)
@@ -133,6 +161,29 @@ class LatentCodec(nn.Module):
         whole = self.autoencoder.state_dict()
         tensors = [(name, value) for name, value in whole.items() if not name.startswith("decoder.")]
         return _digest([*tensors, ("mean", self.mean), ("std", self.std)])
+
+    def _decoded(self, z: Tensor, fields: Fields | None) -> Tensor:
+        """Quantised latents to pictures."""
+        with autocast(self.precision, z.device):
+            images = self.autoencoder.decode(z, self.image_shape[1:], self.autoencoder.told(fields, len(z)))
+        return images.float().clamp(-1, 1)
+
+    def _quantizers(self) -> list[VectorQuantizer | FSQ]:
+        found = list(quantizers(self.autoencoder.bottleneck).values())
+        if not found:
+            raise ConfigError("this first stage's latents are no codes; possible: first_stage.kind vq, vq2 or fsq")
+        return found
+
+    def _values(self, codes: Sequence[Tensor]) -> Tensor:
+        """Quantised latents of maps of codes, coarse to fine."""
+        maps = [one.lookup(numbers) for one, numbers in zip(self._quantizers(), codes, strict=True)]
+        made = self.autoencoder.bottleneck
+        return made.joined(maps) if isinstance(made, Hierarchy) else maps[0]
+
+    def _split(self, latents: Tensor) -> Sequence[Tensor]:
+        """Latents by map of codes, coarse to fine."""
+        made = self.autoencoder.bottleneck
+        return made.split(latents) if isinstance(made, Hierarchy) else [latents]
 
     @staticmethod
     def _column(values: Tensor) -> Tensor:

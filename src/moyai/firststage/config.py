@@ -138,6 +138,18 @@ class VQFirstStage(_FirstStage):
     codebook: CodebookConfig = CodebookConfig()
 
 
+class VQ2FirstStage(_FirstStage):
+    """An autoencoder of two maps of codes, a coarse one and a fine one (VQ-VAE-2; Razavi et al. 2019).
+
+    `net` is that of the fine map, the bottom; a prior over it is one over codes.
+    """
+
+    kind: Literal["vq2"] = "vq2"
+    codebook: CodebookConfig = CodebookConfig()
+    top_codebook: CodebookConfig | None = Field(None, description="of the coarse map, the top; as codebook where none")
+    top_factor: Literal[2, 4] = Field(2, description="how many times coarser than the bottom the top is")
+
+
 class FSQFirstStage(_FirstStage):
     """An autoencoder whose latents are rounded to a grid (Mentzer et al. 2024)."""
 
@@ -145,7 +157,7 @@ class FSQFirstStage(_FirstStage):
     grid: FSQConfig = FSQConfig()
 
 
-FirstStageConfig = Annotated[KLFirstStage | VQFirstStage | FSQFirstStage, Field(discriminator="kind")]
+FirstStageConfig = Annotated[KLFirstStage | VQFirstStage | VQ2FirstStage | FSQFirstStage, Field(discriminator="kind")]
 
 
 class DecoderConfig(Config):

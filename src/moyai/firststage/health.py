@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Values = Mapping[str, float]
+MAPS = ("top", "bottom")  # of codes, where a first stage has two
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,17 @@ def derived(values: Values) -> dict[str, float]:
 def judge(values: Values) -> list[str]:
     """The sentences of the instruments that are out of their range; [] where all is well. Unknown names are ignored."""
     known = derived(values)
-    return [sentence for instrument in INSTRUMENTS for sentence in instrument.sentences(known)]
+    said = [sentence for instrument in INSTRUMENTS for sentence in instrument.sentences(known)]
+    for name, own in of_maps(known).items():
+        said += [f"{name} map: {sentence}" for instrument in INSTRUMENTS for sentence in instrument.sentences(own)]
+    return said
+
+
+def of_maps(values: Values) -> dict[str, dict[str, float]]:
+    """What there is of each map of codes, by plain names: "perplexity top" is the "perplexity" of "top"."""
+    ends = {name: f" {name}" for name in MAPS}
+    found = {m: {n.removesuffix(end): v for n, v in values.items() if n.endswith(end)} for m, end in ends.items()}
+    return {name: own for name, own in found.items() if own}
 
 
 def _percent(value: float) -> str:

@@ -12,17 +12,18 @@ is c (means over pictures and places unless said):
 A channel whose means differ between places, but not between pictures, says nothing of a picture: it is unused. Such a
 Gaussian channel carries less than 1/2 ln(1 / 0.99) = 0.005 nats a value. Fine power takes a picture as periodic. It is
 1 for the identity, and far below for a blur, which PSNR and SSIM forgive. What the numbers say, and when a person
-should be told, is in `health`.
+should be told, is in `health`. Of several maps of codes each has its own, as "perplexity top".
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from moyai.firststage.hierarchy import code_maps
 from moyai.firststage.posterior import DiagonalGaussian, Posterior
-from moyai.firststage.quantization import Quantized, perplexity
+from moyai.firststage.quantization import perplexity
 from moyai.similarity import ms_ssim, scales, ssim
 
 FINE = 0.25  # cycles a pixel: half the Nyquist frequency
@@ -63,7 +64,8 @@ class Measurement:
     """Adds up the instruments over batches of held-out pictures, each looked at once.
 
     perceptual: a distance of pictures and reconstructions (B,), where the objective has one that stays as it is.
-    boxed: whether SSIM is also taken in the box of what is not background. codes: how many there are to choose from.
+    boxed: whether SSIM is also taken in the box of what is not background. codes: how many there are to choose from, of
+    each map of codes by its name (of a single one it is "").
     """
 
     def __init__(
@@ -71,13 +73,13 @@ class Measurement:
         *,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         boxed: bool = False,
-        codes: int | None = None,
+        codes: Mapping[str, int] | None = None,
     ) -> None:
-        self.perceptual, self.boxed, self.codes = perceptual, boxed, codes
+        self.perceptual, self.boxed, self.codes = perceptual, boxed, codes or {}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._gaussian = _Gaussian()
-        self._chosen: list[Tensor] = []
+        self._chosen: dict[str, list[Tensor]] = {}  # of each map of codes
         self._scales = 1
 
     def add(self, images: Tensor, reconstructions: Tensor, posterior: Posterior) -> None:
@@ -99,8 +101,8 @@ class Measurement:
         self._add("power of reconstructions", fine_power(reconstructions))
         if isinstance(posterior, DiagonalGaussian):
             self._gaussian.add(posterior)
-        elif isinstance(posterior, Quantized):
-            self._chosen.append(posterior.codes.flatten())
+        for name, one in code_maps(posterior).items():
+            self._chosen.setdefault(name, []).append(one.codes.flatten())
 
     def result(self) -> dict[str, float]:
         """The mean of every instrument that applies, by its name; those of a channel as "kl/0", "std/0", ..."""
@@ -109,8 +111,9 @@ class Measurement:
         found["ms-ssim scales"] = float(self._scales)
         if original > FLAT:
             found["fine power"] = reconstructed / original
-        if self._chosen:
-            found |= _of_codes(torch.cat(self._chosen), self.codes)
+        for name, chosen in self._chosen.items():
+            of_map = _of_codes(torch.cat(chosen), self.codes.get(name))
+            found |= {f"{instrument} {name}".rstrip(): value for instrument, value in of_map.items()}
         return {**found, **self._gaussian.result()}
 
     def _add(self, name: str, values: Tensor) -> None:

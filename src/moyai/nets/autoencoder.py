@@ -139,10 +139,19 @@ class Encoder(nn.Module):
             nn.init.constant_(self.quant_conv.bias[config.latent_channels :], START_LOGVAR)  # type: ignore[index]
 
     def forward(self, images: Tensor, vector: Tensor | None = None) -> Tensor:
+        return self.moments(self.features(images, vector), images, vector)
+
+    def features(self, images: Tensor, vector: Tensor | None = None) -> Tensor:
+        """What the levels make of pictures: (B, width of the last level, H / factor, W / factor)."""
         emb = None if vector is None else F.silu(vector)
-        h = self.conv_in(images)
+        h: Tensor = self.conv_in(images)
         for level in self.levels:
             h = level(h, emb)
+        return h
+
+    def moments(self, h: Tensor, images: Tensor, vector: Tensor | None = None) -> Tensor:
+        """The parameters of the posterior from features h; images (B, C, H, W): what the shortcut takes past."""
+        emb = None if vector is None else F.silu(vector)
         h = silu(self.norm_out(self.middle(h, emb)))
         with torch.autocast(h.device.type, enabled=False):
             h = h.to(self.conv_out.weight.dtype)

@@ -4,6 +4,9 @@
 
     h = conv(silu(norm(x))) + linear(emb),   out = skip(x) + conv(dropout(silu(norm(h))))
 
+where the linear layer may scale and shift the second norm's output instead (Dhariwal and Nichol 2021), and planes of a
+condition may scale and shift both, place by place (SPADE, Park et al. 2019).
+
 `SpatialTransformer` (Rombach et al. 2022): the pixels of a map are tokens; each block attends to them, then to a
 context, then applies a gated feed-forward layer (GEGLU, Shazeer 2020). Modules whose last layer starts at zero are
 the identity at first, so that a fresh network is a known function and gradients are well scaled from step one.
@@ -12,11 +15,13 @@ Every module takes maps of any height and width and any memory format, in float3
 """
 
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moyai.nets.modulation import Spade, modulated
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -47,7 +52,12 @@ def silu(x: Tensor) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a residual; `emb` (B, time_width), already activated, shifts what lies between them."""
+    """Two convolutions around a residual; `emb` (B, time_width), already activated, shifts what lies between them.
+
+    scale_shift: it scales and shifts the second norm's output instead. planes: channels of the planes that `forward`
+    may be given for SPADE. resample: the block also halves the map (sides rounded up), or doubles it, or brings it
+    to a given size.
+    """
 
     def __init__(
         self,
@@ -58,22 +68,51 @@ class ResBlock(nn.Module):
         groups: int = 32,
         dropout: float = 0.0,
         eps: float = 1e-5,
+        scale_shift: bool = False,
+        planes: int | None = None,
+        resample: Literal["down", "up"] | None = None,
     ) -> None:
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1 = nn.GroupNorm(groups_for(channels_in, groups), channels_in, eps)
+        self.spade1 = None if planes is None else Spade(channels_in, planes)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.emb = None if time_width is None else nn.Linear(time_width, channels_out)
+        self.emb = None if time_width is None else nn.Linear(time_width, channels_out * (2 if scale_shift else 1))
         self.norm2 = nn.GroupNorm(groups_for(channels_out, groups), channels_out, eps)
+        self.spade2 = None if planes is None else Spade(channels_out, planes)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
         self.skip = None if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        if self.emb is not None and emb is not None:
-            h = h.add_(self.emb(emb)[:, :, None, None])  # in place: no backward asks for a convolution's output
-        h = self.conv2(self.dropout(silu(self.norm2(h))))
+    def forward(
+        self,
+        x: Tensor,
+        emb: Tensor | None = None,
+        planes: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        h = self.norm1(x)
+        if self.spade1 is not None and planes is not None:
+            h = self.spade1(h, planes)
+        h, x = self._resized(silu(h), size), self._resized(x, size)
+        h = self.conv1(h)
+        told = None if self.emb is None or emb is None else self.emb(emb)[:, :, None, None]
+        if told is not None and not self.scale_shift:
+            h = h.add_(told)  # in place: no backward asks for a convolution's output
+        h = self.norm2(h)
+        if self.spade2 is not None and planes is not None:
+            h = self.spade2(h, planes)
+        if told is not None and self.scale_shift:
+            h = modulated(h, *told.chunk(2, dim=1))
+        h = self.conv2(self.dropout(silu(h)))
         return h + (x if self.skip is None else self.skip(x))
+
+    def _resized(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
+        if self.resample is None:
+            return x
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2, ceil_mode=True)
+        return F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -95,27 +134,45 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return attended
 
 
+class _HeadNorms(nn.Module):
+    """Queries and keys (B, heads, N, d) at unit mean square, times a learned factor for each of the d channels.
+
+    It bounds what the softmax sees, which keeps long trainings in bfloat16 stable (Dehghani et al. 2023)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = self.q.weight.dtype  # float32 under autocast: means of squares want it
+        return self.q(q.to(dtype)).to(q.dtype), self.k(k.to(dtype)).to(k.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of tokens to themselves: (B, N, C) -> (B, N, C)."""
 
-    def __init__(self, channels: int, heads: int, *, bias: bool = False) -> None:
+    def __init__(self, channels: int, heads: int, *, bias: bool = False, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.norms = _HeadNorms(channels // heads) if qk_norm else None
         self.qkv = nn.Linear(channels, 3 * channels, bias=bias)  # rows: all of q, all of k, all of v
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, N, d), a view
         q, k, v = qkv.unbind(0)
+        if self.norms is not None:
+            q, k = self.norms(q, k)
         return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of tokens (B, N, C) to a context (B, L, D), of which `mask` (B, L) says what counts."""
 
-    def __init__(self, channels: int, heads: int, *, context_width: int) -> None:
+    def __init__(self, channels: int, heads: int, *, context_width: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.norms = _HeadNorms(channels // heads) if qk_norm else None
         self.q = nn.Linear(channels, channels, bias=False)
         self.kv = nn.Linear(context_width, 2 * channels, bias=False)  # rows: all of k, all of v
         self.out = nn.Linear(channels, channels)
@@ -123,6 +180,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
         k, v = self.kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.norms is not None:
+            q, k = self.norms(q, k)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
     def of_one(self, context: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -132,6 +191,22 @@ class CrossAttention(nn.Module):
         if mask is not None:
             v = v.masked_fill(~mask[:, :, None], 0)
         return self.out(v)
+
+
+def across(norm: nn.LayerNorm, attention: CrossAttention, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+    """attention(norm(x), context), by the shorter way where the context has one entry.
+
+    That way leaves out what only shapes the attention's weights. Its gradient is zero, and is made so here rather
+    than absent: every parameter of a network has a gradient after a backward.
+    """
+    if context.shape[1] != 1:
+        return attention(norm(x), context, mask)
+    attended = attention.of_one(context, mask)
+    if not torch.is_grad_enabled():
+        return attended
+    unused = [attention.q.weight, *norm.parameters()]
+    unused += [] if attention.norms is None else attention.norms.parameters()
+    return attended + 0 * sum(p.flatten()[0] for p in unused)
 
 
 class GEGLU(nn.Module):
@@ -162,49 +237,60 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         x = x + self.attention(self.norm1(x))
         if self.cross is not None and self.norm2 is not None and context is not None:
-            if context.shape[1] == 1:
-                x = x + self._constant(self.cross.of_one(context, mask))
-            else:
-                x = x + self.cross(self.norm2(x), context, mask)
+            x = x + across(self.norm2, self.cross, x, context, mask)
         return x + self.feed(self.norm3(x))
-
-    def _constant(self, attended: Tensor) -> Tensor:
-        """The shortcut for one entry leaves out what only shapes the attention's weights. Its gradient is zero, and
-        is made so here rather than absent: every parameter of a network has a gradient after a backward."""
-        if not torch.is_grad_enabled() or self.cross is None or self.norm2 is None:
-            return attended
-        unused = (self.cross.q.weight, self.norm2.weight, self.norm2.bias)
-        return attended + 0 * sum(p.flatten()[0] for p in unused)
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the pixels of a map, (B, C, h, w) -> (B, C, h, w), around a residual."""
+    """Transformer blocks over the pixels of a map, (B, C, h, w) -> (B, C, h, w), around a residual.
+
+    convolutions: the projections before and after the blocks are 1x1 convolutions, as in the first published models,
+    rather than linear layers: the same function, and weights of another shape.
+    """
 
     def __init__(
-        self, channels: int, *, heads: int, depth: int = 1, context_width: int | None = None, groups: int = 32
+        self,
+        channels: int,
+        *,
+        heads: int,
+        depth: int = 1,
+        context_width: int | None = None,
+        groups: int = 32,
+        convolutions: bool = False,
     ) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups_for(channels, groups), channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)
+        self.proj_in = _projection(channels, convolutions)
         self.blocks = nn.ModuleList(
             TransformerBlock(channels, heads, context_width=context_width) for _ in range(depth)
         )
-        self.proj_out = zeroed(nn.Linear(channels, channels))
+        self.proj_out = zeroed(_projection(channels, convolutions))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B, hw, C)
+        tokens = _projected(self.proj_in, self.norm(x).flatten(2).transpose(1, 2))  # (B, hw, C)
         for block in self.blocks:
             tokens = block(tokens, context, mask)
-        return x + self.proj_out(tokens).transpose(1, 2).reshape_as(x)
+        return x + _projected(self.proj_out, tokens).transpose(1, 2).reshape_as(x)
+
+
+def _projection(channels: int, convolution: bool) -> nn.Linear | nn.Conv2d:
+    return nn.Conv2d(channels, channels, 1) if convolution else nn.Linear(channels, channels)
+
+
+def _projected(layer: nn.Module, tokens: Tensor) -> Tensor:
+    if isinstance(layer, nn.Conv2d):  # of 1x1: a linear layer of every pixel
+        return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+    projected: Tensor = layer(tokens)
+    return projected
 
 
 class AttentionBlock(nn.Module):
-    """Attention of a map's pixels to each other, with one head and a residual (the autoencoder's)."""
+    """Attention of a map's pixels to each other, with a residual (the autoencoder's, and DDPM's)."""
 
-    def __init__(self, channels: int, *, groups: int = 32, eps: float = 1e-6) -> None:
+    def __init__(self, channels: int, *, heads: int = 1, groups: int = 32, eps: float = 1e-6) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups_for(channels, groups), channels, eps)
-        self.attention = SelfAttention(channels, 1, bias=True)
+        self.attention = SelfAttention(channels, heads, bias=True)
         zeroed(self.attention.out)
 
     def forward(self, x: Tensor) -> Tensor:

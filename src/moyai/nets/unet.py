@@ -10,67 +10,55 @@ by channel, to the same size on the way up. Residual blocks see the time; spatia
 
 The last convolution, each residual block's and each transformer's last layer start at zero: a fresh network's
 output is exactly zero. Doubling goes to the size of the map that will be joined, so that any size works.
+
+What published networks differ in are choices of the configuration: transformers or plain self-attention (Ho et al.
+2020), their depth and heads, where they stand; whether time shifts or also scales; whether convolutions or residual
+blocks change the size (Dhariwal and Nichol 2021). With `maps = "spade"` the planes of a condition do not join the
+input: they scale and shift every residual block's norms (`nets/modulation.py`).
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.errors import ConfigError
+from moyai.nets.backbone import embedded, heads_for, joined, mlp
 from moyai.nets.config import UNetConfig
 from moyai.nets.layers import (
+    AttentionBlock,
     Downsample,
     ResBlock,
     SpatialTransformer,
     Upsample,
     groups_for,
     silu,
-    timestep_embedding,
     zeroed,
 )
 
 
 class Stage(nn.Module):
-    """A residual block, and a spatial transformer where the level has one."""
+    """A residual block, and a spatial transformer (or plain self-attention) where the level has one."""
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        channels_in: int,
-        channels_out: int,
-        *,
-        attends: bool,
-        time_width: int,
-        context_width: int | None,
-    ) -> None:
+    def __init__(self, residual: ResBlock, transformer: SpatialTransformer | AttentionBlock | None) -> None:
         super().__init__()
-        self.residual = ResBlock(
-            channels_in, channels_out, time_width=time_width, groups=config.groups, dropout=config.dropout
-        )
-        self.transformer = (
-            SpatialTransformer(
-                channels_out,
-                heads=groups_for(channels_out, max(1, channels_out // config.head_width)),
-                depth=config.depth,
-                context_width=context_width,
-                groups=config.groups,
-            )
-            if attends
-            else None
-        )
+        self.residual = residual
+        self.transformer = transformer
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:
-        x = self.residual(x, emb)
-        return x if self.transformer is None else self.transformer(x, context, mask)
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond) -> Tensor:
+        x = self.residual(x, emb, cond.concat)
+        if self.transformer is None:
+            return x
+        if isinstance(self.transformer, AttentionBlock):
+            return self.transformer(x)
+        return self.transformer(x, cond.context, cond.mask)
 
 
 class Down(nn.Module):
     """The stages of one resolution on the way down, and the halving after them (None at the last)."""
 
-    def __init__(self, stages: list[Stage], resample: Downsample | None) -> None:
+    def __init__(self, stages: list[Stage], resample: Downsample | ResBlock | None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.resample = resample
@@ -79,9 +67,11 @@ class Down(nn.Module):
         """What each step makes, in order."""
         made = []
         for stage in self.stages:
-            h = stage(h, emb, cond.context, cond.mask)
+            h = stage(h, emb, cond)
             made.append(h)
-        if self.resample is not None:
+        if isinstance(self.resample, ResBlock):
+            made.append(self.resample(h, emb, cond.concat))
+        elif self.resample is not None:
             made.append(self.resample(h))
         return made
 
@@ -89,7 +79,7 @@ class Down(nn.Module):
 class Up(nn.Module):
     """The stages of one resolution on the way up, and the doubling after them (None at the first resolution)."""
 
-    def __init__(self, stages: list[Stage], resample: Upsample | None) -> None:
+    def __init__(self, stages: list[Stage], resample: Upsample | ResBlock | None) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.resample = resample
@@ -97,22 +87,91 @@ class Up(nn.Module):
     def forward(self, h: Tensor, emb: Tensor, cond: Cond, kept: list[Tensor]) -> Tensor:
         """Takes the last of the kept maps for each stage, and doubles to the size of the one after."""
         for stage in self.stages:
-            h = stage(torch.cat((h, kept.pop()), dim=1), emb, cond.context, cond.mask)
-        return h if self.resample is None else self.resample(h, kept[-1].shape[-2:])
+            h = stage(torch.cat((h, kept.pop()), dim=1), emb, cond)
+        if self.resample is None:
+            return h
+        size = tuple(kept[-1].shape[-2:])
+        if isinstance(self.resample, ResBlock):
+            return self.resample(h, emb, cond.concat, size)
+        return self.resample(h, size)
 
 
-_MakeStage = Callable[[int, int, bool], Stage]  # (channels before, after, attends)
+class _Parts:
+    """Makes the parts of a network: what they all have in common."""
 
+    def __init__(self, config: UNetConfig, context_width: int | None, planes: int | None) -> None:
+        multipliers, attention, depth = config.multipliers, config.attention, config.depth
+        if multipliers is None or attention is None:
+            raise ConfigError(
+                "the U-Net's multipliers or attention are not known yet; give them, or resolve the recipe"
+            )
+        if len(multipliers) != len(attention):
+            raise ConfigError(
+                f"{len(multipliers)} multipliers and {len(attention)} values of attention; both have one for each level"
+            )
+        self.depths = (depth,) * len(multipliers) if isinstance(depth, int) else depth
+        if len(self.depths) != len(multipliers):
+            raise ConfigError(
+                f"{len(multipliers)} multipliers and {len(self.depths)} values of depth; possible: one number, "
+                "or one for each level"
+            )
+        if config.attention_kind == "self" and context_width is not None:
+            raise ConfigError(
+                'prior.net.attention_kind is "self", which has no context; possible: "transformer", or conditions '
+                'whose route is "vector"'
+            )
+        self.config, self.context_width, self.planes = config, context_width, planes
+        self.widths = [config.width * m for m in multipliers]
+        self.attention, self.time_width = attention, 4 * config.width
 
-def _mlp(width_in: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width))
+    def stage(self, before: int, after: int, depth: int) -> Stage:
+        """depth: transformer blocks; 0: none."""
+        return Stage(self.residual(before, after), self._transformer(after, depth) if depth else None)
+
+    def residual(self, before: int, after: int, resample: Literal["down", "up"] | None = None) -> ResBlock:
+        return ResBlock(
+            before,
+            after,
+            time_width=self.time_width,
+            groups=self.config.groups,
+            dropout=self.config.dropout,
+            scale_shift=self.config.scale_shift,
+            planes=self.planes,
+            resample=resample,
+        )
+
+    def _transformer(self, channels: int, depth: int) -> SpatialTransformer | AttentionBlock:
+        config = self.config
+        heads = heads_for(channels, config.heads, config.head_width)
+        if config.attention_kind == "self":
+            return AttentionBlock(channels, heads=heads, groups=config.groups, eps=1e-5)
+        return SpatialTransformer(
+            channels,
+            heads=heads,
+            depth=depth,
+            context_width=self.context_width,
+            groups=config.groups,
+            convolutions=config.projections == "conv",
+        )
+
+    def down(self, channels: int) -> Downsample | ResBlock:
+        conv = self.config.resample == "conv"
+        return Downsample(channels) if conv else self.residual(channels, channels, "down")
+
+    def up(self, channels: int) -> Upsample | ResBlock:
+        conv = self.config.resample == "conv"
+        return Upsample(channels) if conv else self.residual(channels, channels, "up")
+
+    def depth_at(self, level: int) -> int:
+        return self.depths[level] if self.attention[level] else 0
 
 
 class UNet(nn.Module):
     """(x (B, C, h, w), time (B,) on 0..1000, cond) -> (B, channels_out, h, w), float32 under autocast.
 
-    `channels_in` counts the channels of `cond.concat` too. `vector_width` and `context_width` are the widths of
-    those routes, or None where they are not used; a route a network has may still be left out of a call.
+    `vector_width` and `context_width` are the widths of those routes, or None where they are not used; a route a
+    network has may still be left out of a call. `concat_channels` are the channels of `cond.concat`; where it is not
+    given, `channels_in` counts them too.
     """
 
     def __init__(
@@ -123,86 +182,58 @@ class UNet(nn.Module):
         channels_out: int,
         vector_width: int | None = None,
         context_width: int | None = None,
+        concat_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if config.multipliers is None or config.attention is None:
-            raise ConfigError(
-                "the U-Net's multipliers or attention are not known yet; give them, or resolve the recipe"
-            )
-        if len(config.multipliers) != len(config.attention):
-            raise ConfigError(
-                f"{len(config.multipliers)} multipliers and {len(config.attention)} values of attention; "
-                "both have one for each level"
-            )
-        widths = [config.width * m for m in config.multipliers]
-        time_width = 4 * config.width
-        self.width, self.channels_in = config.width, channels_in
-        self.time = _mlp(config.width, time_width)
-        self.vector = None if vector_width is None else _mlp(vector_width, time_width)
-        self.conv_in = nn.Conv2d(channels_in, widths[0], 3, padding=1)
-
-        def stage(before: int, after: int, attends: bool) -> Stage:
-            return Stage(config, before, after, attends=attends, time_width=time_width, context_width=context_width)
-
-        kept = self._build_down(config, widths, stage)
-        self.middle1 = stage(widths[-1], widths[-1], True)
-        self.middle2 = stage(widths[-1], widths[-1], False)
-        self._build_up(config, widths, kept, stage)
+        self.spade = config.maps == "spade" and concat_channels is not None
+        parts = _Parts(config, context_width, concat_channels if self.spade else None)
+        widths = parts.widths
+        self.width = config.width
+        self.channels_in = channels_in + (0 if self.spade else concat_channels or 0)
+        self.time = mlp(config.width, parts.time_width)
+        self.vector = None if vector_width is None else mlp(vector_width, parts.time_width)
+        self.conv_in = nn.Conv2d(self.channels_in, widths[0], 3, padding=1)
+        kept = self._build_down(parts, config.blocks)
+        self.middle1 = parts.stage(widths[-1], widths[-1], parts.depths[-1] if config.middle_attention else 0)
+        self.middle2 = parts.stage(widths[-1], widths[-1], 0)
+        self._build_up(parts, config.blocks, kept)
         self.norm_out = nn.GroupNorm(groups_for(widths[0], config.groups), widths[0])
         self.conv_out = zeroed(nn.Conv2d(widths[0], channels_out, 3, padding=1))
 
-    def _build_down(self, config: UNetConfig, widths: list[int], stage: _MakeStage) -> list[int]:
+    def _build_down(self, parts: _Parts, blocks: int) -> list[int]:
         """The way down; returns the channels of the maps that are kept, in order."""
-        assert config.attention is not None
         self.down = nn.ModuleList()
-        before, kept = widths[0], [widths[0]]
-        for i, (width, attends) in enumerate(zip(widths, config.attention, strict=True)):
-            stages = [stage(before if j == 0 else width, width, attends) for j in range(config.blocks)]
-            last = i == len(widths) - 1
-            self.down.append(Down(stages, None if last else Downsample(width)))
-            kept += [width] * (config.blocks + (not last))
+        before, kept = parts.widths[0], [parts.widths[0]]
+        for i, width in enumerate(parts.widths):
+            stages = [parts.stage(before if j == 0 else width, width, parts.depth_at(i)) for j in range(blocks)]
+            last = i == len(parts.widths) - 1
+            self.down.append(Down(stages, None if last else parts.down(width)))
+            kept += [width] * (blocks + (not last))
             before = width
         return kept
 
-    def _build_up(self, config: UNetConfig, widths: list[int], kept: list[int], stage: _MakeStage) -> None:
+    def _build_up(self, parts: _Parts, blocks: int, kept: list[int]) -> None:
         """The way up, which takes the kept maps last first."""
-        assert config.attention is not None
         self.up = nn.ModuleList()
-        before, kept = widths[-1], list(kept)
-        for i in reversed(range(len(widths))):
+        before, kept = parts.widths[-1], list(kept)
+        for i in reversed(range(len(parts.widths))):
             stages = []
-            for _ in range(config.blocks + 1):
-                stages.append(stage(before + kept.pop(), widths[i], config.attention[i]))
-                before = widths[i]
-            self.up.append(Up(stages, None if i == 0 else Upsample(before)))
+            for _ in range(blocks + 1):
+                stages.append(parts.stage(before + kept.pop(), parts.widths[i], parts.depth_at(i)))
+                before = parts.widths[i]
+            self.up.append(Up(stages, None if i == 0 else parts.up(before)))
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        emb = self._embed(time, cond.vector)
-        kept = [self.conv_in(self._joined(x, cond.concat))]
+        dtype = self.conv_in.weight.dtype
+        emb = embedded(time, cond.vector, width=self.width, dtype=dtype, net=self.time, project=self.vector)
+        x = joined(x, None if self.spade else cond.concat, channels=self.channels_in, dtype=dtype)
+        kept = [self.conv_in(x)]
         for level in self.down:
             kept += level(kept[-1], emb, cond)
-        h = self.middle1(kept[-1], emb, cond.context, cond.mask)
-        h = self.middle2(h, emb, cond.context, cond.mask)
+        h = self.middle2(self.middle1(kept[-1], emb, cond), emb, cond)
         for level in self.up:
             h = level(h, emb, cond, kept)
         h = silu(self.norm_out(h))
         with torch.autocast(h.device.type, enabled=False):
             out: Tensor = self.conv_out(h.to(self.conv_out.weight.dtype))
         return out
-
-    def _embed(self, time: Tensor, vector: Tensor | None) -> Tensor:
-        """What the residual blocks see of time and vector, (B, 4 width), activated once for all of them."""
-        dtype = self.conv_in.weight.dtype
-        with torch.autocast(time.device.type, enabled=False):  # neighbouring times differ by less than bfloat16 tells
-            emb: Tensor = self.time(timestep_embedding(time, self.width).to(dtype))
-            if self.vector is not None and vector is not None:
-                emb = emb + self.vector(vector.to(dtype))
-            return F.silu(emb)
-
-    def _joined(self, x: Tensor, concat: Tensor | None) -> Tensor:
-        """The input with its concatenated condition, in the weights' dtype."""
-        dtype = self.conv_in.weight.dtype
-        x = x.to(dtype) if concat is None else torch.cat((x.to(dtype), concat.to(dtype)), dim=1)
-        if x.shape[1] != self.channels_in:
-            raise ValueError(f"{x.shape[1]} channels, concatenated ones included; the U-Net takes {self.channels_in}")
-        return x

@@ -167,7 +167,7 @@ def keys(model: type[Config], base: Config | None = None, prefix: str = "", when
             words = in_words(field.annotation, field.metadata)
             yield Key(key, when, words, "required" if missing else shown(default), field.description or "")
         values = free_values(field.annotation)
-        if tables or values is not None:
+        if tables or variants(values):
             slot, below = (field.annotation, key) if tables else (values, f"{key}.<name>")
             yield from _tables(slot, default if tables else None, below, when)
 

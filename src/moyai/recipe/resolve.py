@@ -11,9 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from moyai.conditioning.config import ClassCondition
+from moyai.conditioning.config import ClassCondition, ConditionConfig, TextCondition
 from moyai.diffusion.config import LogitNormalDensity, LogNormalDensity, TableDensity
 from moyai.errors import ConfigError
+from moyai.nets.config import DiTConfig, PixelCNNConfig, UNetConfig
+from moyai.priors.config import DiffusionPriorConfig, PriorConfig
 from moyai.recipe.model import AUTOENCODER_MULTIPLIERS, Recipe, sides
 from moyai.schema import Config
 from moyai.training.config import TrainConfig
@@ -36,6 +38,15 @@ class DataFacts(Config):
     count: Annotated[int, Field(gt=0)] = Field(description="training pictures, held-out ones not counted")
     classes: tuple[str, ...] = Field((), description="names of the classes in order; empty where there are none")
     fields: tuple[str, ...] = Field((), description="what is known of each picture, by name")
+    ranges: dict[str, tuple[float, float]] = Field({}, description="least and greatest value of fields of numbers")
+    regions: tuple[str, ...] = Field((), description="names of the regions of a map; empty where there is none")
+    tokenizers: dict[str, str] = Field({}, description="learned from the captions, by condition; as JSON")
+
+    def needs(self, field: str, wanted_by: str) -> None:
+        """ConfigError where the data do not have a field."""
+        if field not in self.fields:
+            has = ", ".join(self.fields) or "none"
+            raise ConfigError(f"{wanted_by} needs the field {field!r} of the data, which have {has}")
 
 
 def stages(recipe: Recipe) -> tuple[str, ...]:
@@ -62,9 +73,10 @@ def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
 
     * data: resolution and channels are those of the pictures.
     * first stage: factor 2 up to 16 pixels, 4 up to 64, 8 above, halved until it divides both sides.
+    * conditions: the class where there are two classes or more, and the caption where there are captions.
     * prior: one level more from latents of 7, 14 and 56 on (their shorter side), which leaves the lowest 4 x 4 or more;
       attention where a level has at most 16 x 16 positions, and below the first up to 32 x 32; density by
-      parameterisation; the class as condition where there are two classes or more.
+      parameterisation.
     * steps: epochs are counted out; 20 minutes where a stage says neither steps nor epochs and the budget is silent.
     """
     data, net, prior = recipe.data, recipe.first_stage.net, recipe.prior
@@ -72,31 +84,43 @@ def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
     height, width = sides(resolution)
     factor = net.factor or _factor(net.multipliers, height, width)
     latents = (height, width) if recipe.codec.kind == "pixels" else (height // factor, width // factor)
-    levels = len(prior.net.attention) if prior.net.attention else _levels(min(latents))
-    multipliers = prior.net.multipliers or _UNET[min(levels, 4)]
-    if prior.conditions is not None:
-        conditions = {name: condition.model_dump() for name, condition in prior.conditions.items()}
-        lost = [name for name, c in prior.conditions.items() if c.kind == "class" and len(facts.classes) < 2]
-        if lost:
-            raise ConfigError(
-                f"prior.conditions.{lost[0]} needs classes, and the data have {len(facts.classes) or 'none'}; "
-                "possible: prior.conditions={}, or data with two classes or more"
-            )
-    else:
-        conditions = {"class": ClassCondition().model_dump()} if len(facts.classes) > 1 else {}
     changes: dict[str, Any] = {
         "data.resolution": resolution,
         "data.channels": data.channels or facts.channels,
         "first_stage.net.factor": factor,
         "first_stage.net.multipliers": net.multipliers or AUTOENCODER_MULTIPLIERS[factor],
-        "prior.net.multipliers": multipliers,
-        "prior.net.attention": prior.net.attention or _attention(max(latents), len(multipliers)),
-        "prior.density": (prior.density or _density(recipe)).model_dump(),
-        "prior.conditions": conditions,
+        "prior.conditions": _conditions(prior, facts),
     }
+    if isinstance(prior, DiffusionPriorConfig):
+        changes["prior.density"] = (prior.density or _density(prior)).model_dump()
+    if isinstance(prior.net, UNetConfig):
+        levels = len(prior.net.attention) if prior.net.attention else _levels(min(latents))
+        multipliers = prior.net.multipliers or _UNET[min(levels, 4)]
+        changes["prior.net.multipliers"] = multipliers
+        changes["prior.net.attention"] = prior.net.attention or _attention(max(latents), len(multipliers))
+    elif isinstance(prior.net, DiTConfig):
+        changes["prior.net.patch"] = prior.net.patch or _patch(*latents)
     if recipe.first_stage.kind == "fsq":
         changes["first_stage.net.latent_channels"] = len(recipe.first_stage.grid.levels)
     return changed(recipe, {**changes, **_lengths(recipe, facts.count)})
+
+
+def _conditions(prior: PriorConfig, facts: DataFacts) -> dict[str, Any]:
+    given = prior.conditions
+    if given is None:
+        attends = not isinstance(prior.net, PixelCNNConfig) and getattr(prior.net, "attention_kind", "") != "self"
+        followed: dict[str, ConditionConfig] = {}
+        if len(facts.classes) > 1:
+            followed["class"] = ClassCondition(route="both" if attends else "vector")
+        if "caption" in facts.fields and attends:
+            followed["caption"] = TextCondition()
+        return {name: condition.model_dump() for name, condition in followed.items()}
+    if lost := [name for name, c in given.items() if c.kind == "class" and len(facts.classes) < 2]:
+        raise ConfigError(
+            f"prior.conditions.{lost[0]} needs classes, and the data have {len(facts.classes) or 'none'}; "
+            "possible: prior.conditions={}, or data with two classes or more"
+        )
+    return {name: condition.model_dump() for name, condition in given.items()}
 
 
 def _factor(multipliers: tuple[int, ...] | None, height: int, width: int) -> int:
@@ -115,12 +139,18 @@ def _levels(short: int) -> int:
     return 1 if short < 7 else 2 if short < 14 else 3 if short < 56 else 4
 
 
+def _patch(height: int, width: int) -> int:
+    """The smallest patch of at most 8 that divides both sides and leaves 256 tokens or fewer; else the largest."""
+    common = [p for p in range(1, 9) if height % p == 0 and width % p == 0]
+    return next((p for p in common if height * width <= 256 * p * p), common[-1])
+
+
 def _attention(side: int, levels: int) -> tuple[bool, ...]:
     return tuple(math.ceil(side / 2**i) <= (32 if i else 16) for i in range(levels))
 
 
-def _density(recipe: Recipe) -> TableDensity | LogNormalDensity | LogitNormalDensity:
-    parameterization = recipe.prior.parameterization
+def _density(prior: DiffusionPriorConfig) -> TableDensity | LogNormalDensity | LogitNormalDensity:
+    parameterization = prior.parameterization
     if hasattr(parameterization, "table"):
         return TableDensity()
     return LogNormalDensity() if parameterization.kind == "edm" else LogitNormalDensity()

@@ -8,7 +8,7 @@ run is a function of (recipe, seed, step), and the clock is not asked again.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import nn
 from moyai import build, tasks
 from moyai.data.images import ImageSet
 from moyai.data.latents import PLAIN, LatentCache
-from moyai.model import LatentModel
+from moyai.model import LatentModel, example_rows, told_fields
+from moyai.priors.codes import CodePrior
 from moyai.randomness import Draw
 from moyai.recipe import resolve
 from moyai.recipe.model import Recipe
@@ -27,7 +28,7 @@ from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Stage
-from moyai.training.prior import PriorTraining
+from moyai.training.prior import training_of
 from moyai.training.steps import train_step
 
 OVERHEAD = 0.06  # of training: validation, previews, checkpoints
@@ -79,8 +80,10 @@ def measure(
     encode = _median_seconds(lambda: codec.store(images), device) / len(images)
     conditioner = build.conditioner(sized, facts)
     prior = build.prior(sized, conditioner, codec.shape(), device)
-    cache = _latents(codec, small, device)
-    stage = PriorTraining(sized, facts, codec, conditioner, prior, cache, cache, device)
+    cache = _latents(codec, small, told_fields(conditioner, small), device)
+    model = LatentModel(codec, conditioner, prior, sized, facts)
+    model.examples = model.told(small, example_rows(small.count))
+    stage = training_of(model, cache, cache, device)
     prior_step = _step_seconds(stage, device, seconds)
     forward, decode = _sampling_seconds(stage.model(), device)
     return Costs(first_step, prior_step, encode, forward, decode)
@@ -168,14 +171,15 @@ def _median_seconds(f: Callable[[], object], device: torch.device, *, seconds: f
     return statistics.median(times[2:])
 
 
-def _latents(codec: Any, images: ImageSet, device: torch.device) -> LatentCache:
+def _latents(codec: Any, images: ImageSet, told: Mapping[str, np.ndarray], device: torch.device) -> LatentCache:
     stored = codec.store(images.images(np.arange(images.count)).to(device))
-    return LatentCache({PLAIN: {name: t.cpu().numpy() for name, t in stored.items()}}, images.fields, {})
+    return LatentCache({PLAIN: {name: t.cpu().numpy() for name, t in stored.items()}}, told, {})
 
 
 def _sampling_seconds(model: LatentModel, device: torch.device) -> tuple[float, float]:
     """Seconds of one forward at the recipe's batch (guided where the model is conditional), and of decoding it."""
-    request = tasks.request(model, n=1, steps=3, sampler="euler", guidance=2.0 if model.fields else 1.0)
-    forward = _median_seconds(lambda: tasks.collect(model, request), device) / 3
+    settings: dict[str, Any] = {} if isinstance(model.prior, CodePrior) else {"steps": 3, "sampler": "euler"}
+    request = tasks.request(model, n=1, guidance=2.0 if model.fields else 1.0, **settings)
+    forward = _median_seconds(lambda: tasks.collect(model, request), device) / request.steps
     z = torch.zeros(request.batch, *model.codec.shape(), device=device)
     return forward, _median_seconds(lambda: model.decode(z), device)

@@ -17,9 +17,11 @@ from moyai.batch import Batch, Cond
 from moyai.data.images import ImageSet, to_uint
 from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.config import DecoderConfig, FirstStageConfig
+from moyai.firststage.hierarchy import code_maps, quantizers
 from moyai.firststage.instruments import Measurement
 from moyai.firststage.objective import Objective
-from moyai.firststage.quantization import Quantized, VectorQuantizer
+from moyai.firststage.posterior import Posterior
+from moyai.firststage.quantization import VectorQuantizer
 from moyai.firststage.rivalry import Rival
 from moyai.nets.precision import autocast, placed
 from moyai.randomness import Draw
@@ -72,14 +74,14 @@ class FirstStageTraining:
         rivals: dict[str, nn.Module] = {} if self.rival is None else {"discriminator": self.rival}
         self.state = TrainState.new({"autoencoder": self.autoencoder}, config.train, rivals, rate)
         if config.train.compile:  # the average, copied above, stays as it is: it is run too rarely to pay
-            self.autoencoder.encoder.compile()
-            self.autoencoder.decoder.compile()
+            self.autoencoder.compile_networks()
         frozen = None if perceptual is None else placed(perceptual, device)
         self.objective = Objective(config.objective, config.train.steps or 1, frozen)
         self.precision = config.train.precision
         self.boxed = recipe.data.kind in BOXED
         self.order = Order(recipe.seed, self.name, train.count, config.train.batch)
-        self._seen: list[tuple[Tensor, Tensor]] = []  # latents and codes of this step's micro-batches
+        # Of each map of codes: latents and codes of this step's micro-batches.
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     @staticmethod
     def look(held_out: int) -> float:
@@ -108,22 +110,22 @@ class FirstStageTraining:
         return loss, parts
 
     def applied(self, draw: Draw) -> dict[str, float]:
-        """The codebook follows what chose it; the discriminator's running means follow its logits."""
+        """Codebooks follow what chose them; the discriminator's running means follow its logits."""
         said: dict[str, float] = {}
         if self.rival is not None:
             self.rival.applied()
-        bottleneck = self.autoencoder.bottleneck
-        if isinstance(bottleneck, VectorQuantizer) and self._seen and not self.only_decoder:
-            z, codes = (torch.cat(rows) for rows in zip(*self._seen, strict=True))
-            said["restarted"] = float(bottleneck.update(z, codes, draw))
-        self._seen = []
+        for name, codebook in quantizers(self.autoencoder.bottleneck).items():
+            if isinstance(codebook, VectorQuantizer) and name in self._seen and not self.only_decoder:
+                z, codes = (torch.cat(rows) for rows in zip(*self._seen[name], strict=True))
+                said[f"restarted {name}".rstrip()] = float(codebook.update(z, codes, draw))
+        self._seen = {}
         return said
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The instruments on held-out pictures, posterior mode (`firststage.instruments`)."""
         model = self._average()
-        codes = getattr(model.bottleneck, "size", None)
+        codes = {name: one.size for name, one in quantizers(model.bottleneck).items()}
         measured = Measurement(perceptual=self.objective.perceptual, boxed=self.boxed, codes=codes)
         for batch in self._held_out():
             images = _pictures(batch)
@@ -153,29 +155,33 @@ class FirstStageTraining:
         conditioner: Any = self.autoencoder.conditioner
         return None if conditioner is None else conditioner.dropped(batch.fields, draw)
 
-    def _remember(self, posterior: Any, draw: Draw) -> None:
+    def _remember(self, posterior: Posterior, draw: Draw) -> None:
         if draw.start == 0:  # the first micro-batch; an earlier step may have been skipped
-            self._seen = []
+            self._seen = {}
             if self.rival is not None:
                 self.rival.begin()
-        if isinstance(posterior, Quantized):
-            self._seen.append((posterior.z.detach(), posterior.codes))
+        for name, one in code_maps(posterior).items():
+            self._seen.setdefault(name, []).append((one.z.detach(), one.codes))
 
     @torch.no_grad()
     def _start_codebook(self, draw: Draw) -> None:
-        """Put a new codebook where the latents of training pictures are, before the first step."""
-        bottleneck = self.autoencoder.bottleneck
-        if not isinstance(bottleneck, VectorQuantizer) or bool(bottleneck.initialised):
-            return
+        """Put new codebooks where the latents of training pictures are, before the first step; coarse ones first,
+        which decide the latents of finer ones."""
+        for name, codebook in quantizers(self.autoencoder.bottleneck).items():
+            if isinstance(codebook, VectorQuantizer) and not bool(codebook.initialised):
+                codebook.initialise(self._first_latents(name), draw)
+
+    def _first_latents(self, name: str) -> Tensor:
+        """Latents of a map of codes, (N, c, h, w), of pictures from all over the training set."""
         index = np.linspace(0, self.train.count - 1, min(FIRST_LOOK, self.train.count)).astype(np.int64)
         found = []
         for start in range(0, len(index), 64):
             batch = self.train.batch(index[start : start + 64]).to(self.device)
             images = _pictures(batch)
             with autocast(self.precision, self.device):
-                posterior: Any = self.autoencoder.encode(images, self.autoencoder.told(batch.fields, len(images)))
-            found.append(posterior.z)
-        bottleneck.initialise(torch.cat(found), draw)
+                posterior = self.autoencoder.encode(images, self.autoencoder.told(batch.fields, len(images)))
+            found.append(code_maps(posterior)[name].z)
+        return torch.cat(found)
 
     def _average(self) -> LatentAutoencoder:
         average = self.state.averages["autoencoder"]

@@ -43,7 +43,7 @@ def perception(
         made = None
         for state in networks.perceptual_trunk(pixels, images.fields.get("class"), seed=seed, steps=config.steps):
             progress("training the perceptual network", state.step, state.steps)
-            made = state.extractor or made
+            made = state.made or made
         if made is None:
             raise ValueError("training gave no network")
         networks.save(made, path)

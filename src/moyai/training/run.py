@@ -14,6 +14,7 @@ A finished part is not repeated; the same command goes on where an earlier one w
 
 import functools
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,16 @@ from moyai.errors import ConfigError, RequestError, choices
 from moyai.evaluation import report, section
 from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
 from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
+from moyai.model import LatentModel, example_rows, told_fields
 from moyai.nets.precision import keep_memory
 from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
-from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
+from moyai.training.adoption import adopt
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
 from moyai.training.perception import perception
-from moyai.training.prior import PREVIEW_STEPS, PriorTraining
+from moyai.training.prior import PREVIEW_STEPS, CodeTraining, PriorTraining, training_of
 from moyai.training.record import Record
 from moyai.training.signals import Interrupted, Signals
 
@@ -54,6 +56,7 @@ def train(
     stage: str | None = None,
     gpu: bool = False,
     device: torch.device | str | None = None,
+    first_stage: str | Path | None = None,
     allow_data_change: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -61,6 +64,7 @@ def train(
     """Run a recipe into `out` (when not given: `runs/<name>`, or the run's folder where that is the recipe).
 
     recipe: a Recipe, or the path or name of a .toml; overrides: `section.key=value`. stage: only that one of STAGES.
+    first_stage: a run whose first stage is taken over, with its part of the recipe, instead of training one.
     Returns the folder. Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
     """
     if stage is not None and stage not in STAGES:
@@ -76,7 +80,10 @@ def train(
     record = Record(folder)
     with RunLock(folder, force=force), Signals() as signals:
         run = Run(recipe, record, reporter or console.Silent(), signals, where)
-        run.command = report.command(source, [*overrides, *(["--gpu"] if gpu else [])])
+        borrowed = [] if first_stage is None else ["--first-stage", str(first_stage)]
+        run.command = report.command(source, [*overrides, *(["--gpu"] if gpu else []), *borrowed])
+        if first_stage is not None:
+            run.recipe = adopt(Path(first_stage).expanduser(), record, run.recipe)
         run.everything(stage, allow_data_change=allow_data_change)
     return folder
 
@@ -123,16 +130,9 @@ class Run:
             images = build.read_data(self.recipe.data, cache_folder(), self._progress)
             self.train_index, self.held_out_index = splits.split(images, self.recipe.data.validation)
         self.train, self.held_out = images.subset(self.train_index), images.subset(self.held_out_index)
-        channels, height, width = images.shape
-        self.facts = DataFacts(
-            channels=channels,
-            height=height,
-            width=width,
-            bits=images.bits,
-            count=self.train.count,
-            classes=images.classes,
-            fields=tuple(images.fields),
-        )
+        facts = build.facts_of(images, self.train)
+        self.recipe = resolve.resolve(self.recipe, facts)
+        self.facts = build.with_tokenizers(self.recipe, facts, self.train)
         self.change = self.record.data_change(images, allowed=allow_change)
         if self.change:
             self.reporter.warn(f"the data have changed since this run was begun: {self.change}")
@@ -147,7 +147,6 @@ class Run:
             self.reporter.say(line)
         for warning in found.warnings:
             self.reporter.warn(warning)
-        self.recipe = resolve.resolve(self.recipe, self.facts)
 
     def _perceive(self) -> None:
         """The network the first stage's perceptual distance is taken in: read, or trained on these pictures first."""
@@ -177,7 +176,8 @@ class Run:
                 self.plan = self._measured_plan()
                 write_json_atomic(path, self.plan)
             self.recipe = resolve.with_steps(self.recipe, self.plan["first_stage"], self.plan["prior"])
-        looks = {"prior": PriorTraining.look(self.held_out.count)}
+        kind = CodeTraining if self.recipe.prior.kind == "codes" else PriorTraining
+        looks = {"prior": kind.look(self.held_out.count)}
         first = FirstStageTraining.look(self.held_out.count)
         trains = {s: resolve.train_intervals(getattr(self.recipe, s).train, looks.get(s, first)) for s in trained}
         self.recipe = resolve.changed(self.recipe, {f"{s}.train": train.model_dump() for s, train in trains.items()})
@@ -190,10 +190,15 @@ class Run:
     def _measured_plan(self) -> dict[str, Any]:
         self.reporter.say(f"measuring how far {self.recipe.budget.minutes:g} minutes go")
         costs = budget.measure(self.recipe, self.facts, self.train, self.device, perceptual=self.perceptual)
+        if self.record.finished("first_stage"):  # taken over: the minutes are the prior's
+            costs = replace(costs, first_stage_step=0.0)
         sampling, pictures = self.recipe.sampling, self.recipe.report
         count = pictures.per_class * len(self.facts.classes) if self.facts.classes else pictures.samples
-        evaluations = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1)
-        forwards = -(-count // sampling.batch) * evaluations + 40 + 10 * 2 * PREVIEW_STEPS
+        evaluations, preview = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1), PREVIEW_STEPS
+        if self.recipe.prior.kind == "codes":  # a forward is a code
+            factor = self.recipe.first_stage.net.factor or 1
+            evaluations = preview = -(-self.facts.height // factor) * -(-self.facts.width // factor)
+        forwards = -(-count // sampling.batch) * evaluations + 40 + 10 * 2 * preview
         made = budget.plan(
             self.recipe,
             costs,
@@ -290,8 +295,15 @@ class Run:
             latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()
         ]
         conditioner = build.conditioner(self.recipe, self.facts)
+        caches = [
+            replace(cache, fields=told_fields(conditioner, images))
+            for cache, (_, images) in zip(caches, self._halves(), strict=True)
+        ]
         prior = build.prior(self.recipe, conditioner, codec.shape(), self.device)
-        stage = PriorTraining(self.recipe, self.facts, codec, conditioner, prior, caches[0], caches[1], self.device)
+        model = LatentModel(codec, conditioner, prior, self.recipe, self.facts)
+        model.examples = model.told(self.held_out, example_rows(self.held_out.count))
+        models.write_examples(self.folder, model.examples)
+        stage = training_of(model, caches[0], caches[1], self.device)
         self._run(stage, {"codec": codec.digest(), "data": self.data["fingerprint"]})
 
     def _decoder(self) -> None:

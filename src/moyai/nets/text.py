@@ -1,0 +1,52 @@
+"""A small text transformer, trained from scratch with what it serves: tokens to one vector each.
+
+    x = E[token] + P[place]                      learned, as in Radford et al. 2021, section 2.4
+    x = x + attention(norm x);  x = x + feed-forward(norm x)         in each block, pre-normalised
+    context = norm x
+
+Unlike CLIP's, attention is not causal: every token sees the whole caption, since nothing is generated. Padding is
+neither attended to nor told: its entries of the context are zero and no gradient reaches it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from moyai.nets.layers import GEGLU, CrossAttention
+
+TOKEN_STD, PLACE_STD = 0.02, 0.01  # CLIP's initial values
+
+
+class TextBlock(nn.Module):
+    """x + attention(norm x), x + feed-forward(norm x), among the tokens that count."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = CrossAttention(width, heads, context_width=width)  # of the tokens to themselves, masked
+        self.norm2 = nn.LayerNorm(width)
+        self.feed = GEGLU(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attention(h, h, mask)
+        return x + self.feed(self.norm2(x))
+
+
+class TextEncoder(nn.Module):
+    """Captions of at most `length` tokens, numbered below `vocabulary`, to a context of width `width`."""
+
+    def __init__(self, vocabulary: int, length: int, *, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Parameter(torch.empty(length, width))
+        nn.init.normal_(self.tokens.weight, std=TOKEN_STD)
+        nn.init.normal_(self.places, std=PLACE_STD)
+        self.blocks = nn.ModuleList(TextBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """tokens: (B, L) int; mask: (B, L) bool, False at padding -> (B, L, width), zero at padding."""
+        x = self.tokens(tokens) + self.places[: tokens.shape[1]]  # (B, L, width)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x).masked_fill(~mask[:, :, None], 0)

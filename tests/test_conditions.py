@@ -1,0 +1,181 @@
+"""Every condition from data to report: what is told in training can be asked of the model, together or alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import moyai
+import tiny
+from moyai import cli, pictures, tasks
+from moyai.checkpoints import models
+from moyai.commands import outputs
+from moyai.errors import ConfigError, RequestError
+from moyai.files import read_json
+from moyai.recipe import reading
+
+SIDE, COUNT = 32, 40
+FEW = {**tiny.QUICK, "steps": 3, "validate_every": 3, "save_every": 2, "preview_every": 3}
+CONDITIONS = {
+    "caption": {"kind": "text", "width": 16, "depth": 1, "heads": 2, "length": 24, "vocabulary": 300, "guidance": 2.0},
+    "mask": {"kind": "map"},
+    "small": {"kind": "low-resolution", "factor": 8, "dropout": 0.1},
+    "holes": {"kind": "masked", "dropout": 0.1},
+}
+
+
+def recipe(place: Path, conditions: dict[str, Any], **changes: Any) -> Any:
+    tree = tiny.tree(place, {"first_stage.train": FEW, "prior.train": FEW, **changes})
+    tree["data"] = {"kind": "shapes", "count": COUNT, "resolution": SIDE}
+    tree["prior"]["conditions"] = conditions
+    tree["report"]["gif"] = True
+    return reading.parse(tree)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model that is told everything at once."""
+    place = tmp_path_factory.mktemp("told")
+    return moyai.train(recipe(place, CONDITIONS), out=place / "run")
+
+
+def test_any_number_of_conditions_go_together(run: Path) -> None:
+    model = models.load(run)
+    assert model.fields == ("caption", "mask", "low_resolution", "masked")
+    request = tasks.request(model, n=1, steps=2)  # of the examples that the run kept
+    assert request.rows == len(model.examples["caption"])
+    assert set(request.asked) == set(model.fields)
+    images = tasks.collect(model, request)
+    assert images.shape == (request.rows, SIDE, SIDE, 3)
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert model.examples["caption"][0][:20] in read_json(run / "data.json")["facts"]["tokenizers"]["caption"] or report
+    assert (run / "samples" / "process.gif").is_file()
+    assert list((run / "prior" / "previews").iterdir())
+
+
+def test_each_condition_matters_by_itself(run: Path) -> None:
+    model = models.load(run)
+    for parameter in model.prior.parameters():  # a network of three steps is still nearly zero
+        parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+
+    def drawn(**others: Any) -> np.ndarray:
+        settings: dict[str, Any] = {"n": 1, "steps": 2, "seed": 3}
+        return tasks.collect(model, tasks.request(model, others=others, **settings))
+
+    picture = np.random.default_rng(0).integers(0, 256, (3, 4, 4), dtype=np.uint8)
+    hole = np.concatenate((np.zeros((3, SIDE, SIDE)), np.ones((1, SIDE, SIDE)))).astype(np.float32)
+    base: dict[str, Any] = {"low_resolution": [picture], "masked": [hole]}
+    first = drawn(**base)
+    assert not np.array_equal(first, drawn(**base, caption=["a large red circle"]))
+    assert not np.array_equal(first, drawn(**base, mask=[np.ones((SIDE, SIDE), np.uint8)]))
+    assert not np.array_equal(first, drawn(**{**base, "low_resolution": [255 - picture]}))
+    with pytest.raises(RequestError, match="needs a picture to begin with"):
+        drawn(caption=["a large red circle"])
+
+
+def test_what_is_known_of_a_picture_stays_as_it_is(run: Path, tmp_path: Path) -> None:
+    model = models.load(run)
+    rng = np.random.default_rng(1)
+    original = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    missing = np.zeros((SIDE, SIDE), np.uint8)
+    missing[4:12, 6:14] = 255
+    Image.fromarray(original).save(tmp_path / "picture.png")
+    Image.fromarray(missing).save(tmp_path / "mask.png")
+    del model.conditioner.conditions["small"]  # a model that fills in only
+    from moyai.commands import asking
+
+    asked = asking.others(model, pictures=[tmp_path / "picture.png"], mask=tmp_path / "mask.png")
+    values = asked["masked"][0]
+    assert (values[:, missing > 0] == np.array([[0], [0], [0], [1]])).all()
+    model = models.load(run)
+    small = np.zeros((3, 4, 4), np.uint8)
+    request = tasks.request(model, others={**asked, "low_resolution": [small]}, n=2, steps=2)
+    images = tasks.collect(model, request)
+    assert np.array_equal(images[:, missing == 0], np.stack([original[missing == 0]] * 2))
+    assert not np.array_equal(images[0][missing > 0], original[missing > 0])
+
+
+def test_a_picture_drawn_for_arrays_is_drawn_again_with_the_same_arrays(run: Path, tmp_path: Path) -> None:
+    model = models.load(run)
+    request = tasks.request(model, n=1, steps=2, seed=9)
+    images = tasks.collect(model, request)
+    list(outputs.write(model, request, images, tmp_path / "out", None))
+    file = sorted((tmp_path / "out").iterdir())[1]
+    carried = pictures.read_recipe(file)
+    with pytest.raises(RequestError, match="give the same again"):
+        tasks.like(model, carried)
+    given = {name: [values[1]] for name, values in model.examples.items() if name != "caption"}
+    again, changes = tasks.like(model, carried, given)
+    assert changes == []
+    assert np.array_equal(tasks.collect(model, again)[0], images[1])
+
+
+def test_the_command_line_asks_in_words_and_files(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    Image.fromarray(np.ones((SIDE, SIDE), np.uint8)).save(tmp_path / "map.png")
+    Image.fromarray(np.full((4, 4, 3), 90, np.uint8)).save(tmp_path / "small.png")
+    words = ["sample", str(run), "--n", "1", "--steps", "2", "--out", str(tmp_path / "out.png"), "--quiet"]
+    asked = ["--caption", "a small blue square", "--map", str(tmp_path / "map.png")]
+    assert cli.main([*words, *asked, "--picture", str(tmp_path / "small.png")]) == 2  # and what is missing of it?
+    assert "needs a picture to begin with, and masked was not given" in capsys.readouterr().err
+    Image.fromarray(np.ones((SIDE, SIDE - 1), np.uint8)).save(tmp_path / "narrow.png")
+    Image.fromarray(np.ones((SIDE, SIDE, 3), np.uint8)).save(tmp_path / "colour.png")
+    for extra, message in (
+        (["--map", str(tmp_path / "narrow.png")], "the map is 32 x 31; this model takes 32 x 32"),
+        (["--map", str(tmp_path / "colour.png")], "has colours (RGB)"),
+        (["--map", str(tmp_path / "none.png")], "cannot be read"),
+        (["--number", "age"], "is not of the form field=number"),
+        (["--number", "age=70"], "this model can be told caption, mask"),
+        (["--mask", str(tmp_path / "map.png")], "none is given"),
+        (["--class", "circle"], "this model knows no classes"),
+    ):
+        assert cli.main([*words, *extra]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(words) == 0
+    assert pictures.read_recipe(tmp_path / "out.png")["asked"]["caption"]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"age": {"kind": "scalar", "field": "age"}}, "needs the field 'age' of the data, which have caption, mask"),
+        ({"caption": {"kind": "scalar", "field": "caption"}}, "needs numbers, and 'caption'"),
+        ({"class": {"kind": "class"}}, "needs classes, and the data have none"),
+    ],
+)
+def test_conditions_the_data_cannot_give_are_refused(conditions: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        moyai.train(recipe(tmp_path, conditions), out=tmp_path / "run")
+
+
+def test_captions_are_made_of_classes(tmp_path: Path) -> None:
+    tree = tiny.tree(tiny.folder(tmp_path / "pictures"), {"first_stage.train": FEW, "prior.train": FEW})
+    tree["data"]["class_captions"] = ["a {class}", "one {class}"]
+    tree["prior"]["conditions"] = {"caption": {"kind": "text", "width": 8, "depth": 1, "heads": 2, "length": 12}}
+    run = moyai.train(reading.parse(tree), out=tmp_path / "run")
+    model = models.load(run)
+    assert model.fields == ("caption",)
+    assert set(model.examples["caption"]) <= {f"{a} {name}" for a in ("a", "one") for name in tiny.CLASSES}
+    assert moyai.sample(model, captions=["a ring"], n=2, steps=2).shape == (2, tiny.SIDE, tiny.SIDE, 1)
+    with pytest.raises(ConfigError, match=r"no \{class\}"):
+        reading.parse({**tree, "data": {**tree["data"], "class_captions": ["a thing"]}})
+
+
+def test_a_first_stage_is_taken_over_from_another_run(run: Path, tmp_path: Path) -> None:
+    other = moyai.train(recipe(tmp_path, {}, **{"first_stage.net.width": 4}), out=tmp_path / "run", first_stage=run)
+    mine, theirs = models.load(other), models.load(run)
+    assert mine.codec.digest() == theirs.codec.digest()
+    assert mine.recipe.first_stage == theirs.recipe.first_stage
+    assert mine.fields == ()
+    assert "first stage" not in read_json(other / "times.json")
+    again = moyai.train(str(other))  # nothing left to do, and nothing against it
+    assert again == other
+    with pytest.raises(RequestError, match="is no run"):
+        moyai.train(recipe(tmp_path, {}), out=tmp_path / "third", first_stage=tmp_path)
+
+
+def test_two_conditions_that_read_one_field_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prior\.conditions\.b and prior\.conditions\.a both read 'caption'"):
+        recipe(tmp_path, {"a": {"kind": "text"}, "b": {"kind": "text"}})
