@@ -108,11 +108,11 @@ def test_slices_are_drawn_by_position(by_position: Path, tmp_path: Path) -> None
     assert names[-1] == "000008-1.000.png"
     again, changes = tasks.like(model, pictures.read_recipe(tmp_path / "out" / names[-1]))
     assert changes == []
-    assert (again.positions, again.seed, again.count) == ((1.0,), 8, 1)
+    assert (again.asked, again.seed, again.count) == ({"position": (1.0,)}, 8, 1)
     assert np.array_equal(tasks.collect(model, again)[0], images[-1])
     list(outputs.write(model, request, images, tmp_path / "out.npz", None))
     assert np.load(tmp_path / "out.npz")["positions"].tolist() == request.fields()["position"].tolist()
-    assert len(tasks.request(model).positions) == 8
+    assert tasks.request(model).rows == 8
 
 
 @pytest.mark.parametrize("wrong", [[1.5], [-0.1], ["top"], [True]])
@@ -124,5 +124,5 @@ def test_positions_that_are_none(by_position: Path, wrong: list[Any]) -> None:
 def test_positions_asked_of_what_knows_none(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="this model knows no positions"):
         tasks.request(models.load(finished_run / "run"), positions=[0.5])
-    with pytest.raises(ConfigError, match="needs the field 'position', but these data have class"):
+    with pytest.raises(ConfigError, match="needs the field 'position' of the data, which have class"):
         trained(tmp_path, **{"prior.conditions": {"position": {}}})

@@ -168,9 +168,10 @@ def _checked(model: LatentModel, name: str, values: Sequence[Any]) -> list[Any]:
     if name in PICTURED:
         return [_array_checked(model, name, np.asarray(value)) for value in values]
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+        if name != "position" and not number:
             raise RequestError(f"{name} {value!r} is no finite number")
-        if name == "position" and not 0 <= value <= 1:
+        if name == "position" and not (number and 0 <= value <= 1):
             raise RequestError(
                 f"position {value!r} is out of range; possible: 0 to 1, the share of the volume below it"
             )
@@ -216,7 +217,7 @@ def _check(r: Request) -> None:
         raise RequestError(f"top_p {r.top_p} is out of range; possible: above 0, up to 1")
     if r.top_k is not None and (type(r.top_k) is not int or r.top_k < 1):
         raise RequestError(f"top_k {r.top_k} is out of range; possible: a whole number from 1 on")
-    if r.eta and r.sampler == "heun":
+    if r.eta and (r.sampler == "heun" or r.sampler.startswith("ddpm")):
         raise RequestError(f"eta {r.eta:g} needs a sampler that adds noise; possible: euler, dpmpp_2s, dpmpp_2m")
     check_seed(r.seed)
     if r.seed + r.count > SEEDS:

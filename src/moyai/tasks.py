@@ -16,7 +16,7 @@ from moyai.batch import Cond
 from moyai.data.images import to_uint
 from moyai.diffusion.denoiser import Denoise
 from moyai.diffusion.grids import GRIDS
-from moyai.diffusion.guidance import nested
+from moyai.diffusion.guidance import clamped, nested
 from moyai.diffusion.sampling import SAMPLERS, Step, start
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
@@ -97,7 +97,9 @@ def told_of(model: LatentModel, r: Request) -> dict[str, Tensor]:
 
 def bound(model: LatentModel, told: Mapping[str, Tensor], count: int, scale: float) -> Denoise:
     """The guided denoiser of `count` pictures with what is told of them bound."""
-    return nested(model.diffusion.denoiser, *nest(model, told, count, scale))
+    made = nested(model.diffusion.denoiser, *nest(model, told, count, scale))
+    # Pixels have bounds, which Ho et al. (2020) keep their estimates in.
+    return clamped(made, -1.0, 1.0) if model.recipe.codec.kind == "pixels" else made
 
 
 def nest(model: LatentModel, told: Mapping[str, Tensor], count: int, scale: float) -> tuple[list[Cond], list[float]]:

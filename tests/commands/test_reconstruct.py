@@ -16,8 +16,7 @@ import tiny
 from moyai import cli
 from moyai.batch import Cond
 from moyai.checkpoints import models, native
-from moyai.commands import comparison
-from moyai.commands.comparison import Row, Sheet, compared, gain, judge, sheet
+from moyai.commands.sidebyside import Row, Sheet, compared, gain, judge, sheet
 from moyai.files import read_json, write_json_atomic
 from moyai.firststage.posterior import DiagonalGaussian
 
@@ -185,8 +184,8 @@ def test_pictures_keep_their_own_size_bits_and_channels_are_the_runs(
 def test_a_sheet_has_as_many_rows_as_fit_and_says_what_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "MOST", 3)
-    monkeypatch.setattr(comparison, "MAX_PIXELS", 3 * 3 * 10 * 10)
+    monkeypatch.setattr(sidebyside, "MOST", 3)
+    monkeypatch.setattr(sidebyside, "MAX_PIXELS", 3 * 3 * 10 * 10)
     for sizes, kept in (([10] * 5, 3), ([10, 11, 4], 1 + 1), ([30, 30], 1), ([10, 30], 1)):
         made = Sheet(tmp_path / "x.png")
         for side in sizes:

@@ -20,8 +20,8 @@ import torch
 from moyai import similarity
 from moyai.batch import Cond
 from moyai.checkpoints import models
-from moyai.commands import comparison, outputs
-from moyai.commands.comparison import Values, judge, overlap
+from moyai.commands import outputs, sidebyside
+from moyai.commands.sidebyside import Values, judge, overlap
 from moyai.console import Reporter
 from moyai.data.decode import MAX_BYTES, Seen, Target, UnreadablePicture, decode, inspect, quiet
 from moyai.data.images import BadFile
@@ -88,14 +88,14 @@ def reconstruct(run: Path, paths: Sequence[Path], reporter: Reporter, options: O
         if found:
             yield from _head(subject, found, others, options)
         width = min(LABEL, max([len("picture"), *(len(one.name) for one in found)]))
-        writer = comparison.writer(options.out)
+        writer = sidebyside.writer(options.out)
         for one, pixels, made, values in _judged(subject, found, bad, options, reporter):
             if not judged:
                 yield _line(width, "picture", "height x width", "PSNR", "SSIM", "MS-SSIM", "L1")
             judged.append((one, values))
             yield _line(width, one.name, f"{one.target.height} x {one.target.width}", *_shown(values))
             caption = f"{_shortened(one.name, 32)} PSNR {values.psnr:.1f} SSIM {values.ssim:.3f}"
-            writer.add(comparison.Row(one.name, caption, pixels.transpose(1, 2, 0), made.transpose(1, 2, 0)))
+            writer.add(sidebyside.Row(one.name, caption, pixels.transpose(1, 2, 0), made.transpose(1, 2, 0)))
     if not judged:
         more = f" (and {len(bad) - 1} more files)" if len(bad) > 1 else ""
         raise DataError(f"{bad[0].name}: {bad[0].reason}{more}: no picture is left to reconstruct")
@@ -114,7 +114,7 @@ def _check(paths: Sequence[Path], options: Options) -> None:
     for path in paths:
         if not path.exists():
             raise RequestError(f"{path} does not exist; possible: {POSSIBLE}")
-    comparison.check(options.out, paths)
+    sidebyside.check(options.out, paths)
     if options.tile is not None and not options.native:
         raise RequestError("--tile is for pictures of their own size; possible: --size native --tile N")
     if options.position is not None and not 0 <= options.position <= 1:

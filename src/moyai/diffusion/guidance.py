@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from moyai.batch import Cond
-from moyai.diffusion.denoiser import Denoise, Denoiser
+from moyai.diffusion.denoiser import Denoise, Denoiser, Edited, scattered
 from moyai.diffusion.noise import column
 
 
@@ -32,10 +32,9 @@ def guided(denoiser: Denoiser, cond: Cond, null: Cond, scale: float, *, rescale:
     """
     if rescale == 0 or scale in (0, 1):
         return nested(denoiser, [null, cond], [scale])
-    both = _together(denoiser, [null, cond])
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        unconditional, conditional = both(x, sigma)
+    def edit(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+        unconditional, conditional = _each(denoise, x, sigma, 2)
         mixed = unconditional + scale * (conditional - unconditional)
         c = denoiser.parameterization(sigma)
         skip, out = column(c.skip, x) * x, column(c.out, x)
@@ -44,7 +43,7 @@ def guided(denoiser: Denoiser, cond: Cond, null: Cond, scale: float, *, rescale:
         ratio = wanted.std(dim=over, keepdim=True) / output.std(dim=over, keepdim=True)
         return skip + out * output * (rescale * ratio + 1 - rescale)
 
-    return denoise
+    return Edited(denoiser.given(Cond.cat([null, cond])), edit)
 
 
 def nested(denoiser: Denoiser, conds: Sequence[Cond], scales: Sequence[float]) -> Denoise:
@@ -56,14 +55,13 @@ def nested(denoiser: Denoiser, conds: Sequence[Cond], scales: Sequence[float]) -
     used = [(cond, w[i] - w[i + 1]) for i, cond in enumerate(conds) if w[i] != w[i + 1]]
     if len(used) == 1:
         return denoiser.given(used[0][0])
-    together = _together(denoiser, [cond for cond, _ in used])
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        first, *rest = together(x, sigma)
+    def edit(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+        first, *rest = _each(denoise, x, sigma, len(used))
         # The weights add up to one, so this is their sum; differences keep what the estimates share free of rounding.
         return first + sum(weight * (other - first) for other, (_, weight) in zip(rest, used[1:], strict=True))
 
-    return denoise
+    return Edited(denoiser.given(Cond.cat([cond for cond, _ in used])), edit)
 
 
 def autoguided(main: Denoise, guide: Denoise, scale: float) -> Denoise:
@@ -71,11 +69,11 @@ def autoguided(main: Denoise, guide: Denoise, scale: float) -> Denoise:
     if scale == 1:
         return main
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    def edit(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
         lesser = guide(x, sigma)
-        return lesser + scale * (main(x, sigma) - lesser)
+        return lesser + scale * (denoise(x, sigma) - lesser)
 
-    return denoise
+    return Edited(main, edit)
 
 
 def interval(inside: Denoise, outside: Denoise, sigma_low: float, sigma_high: float) -> Denoise:
@@ -83,17 +81,12 @@ def interval(inside: Denoise, outside: Denoise, sigma_low: float, sigma_high: fl
 
     All rows of a call must be at one sigma, as they are in every sampler.
     """
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        now = float(sigma.reshape(-1)[0])
-        return (inside if sigma_low < now <= sigma_high else outside)(x, sigma)
-
-    return denoise
+    return _Interval(inside, outside, sigma_low, sigma_high)
 
 
 def clamped(denoise: Denoise, low: float, high: float) -> Denoise:
     """Estimates kept in [low, high]: for models of pixels."""
-    return lambda x, sigma: denoise(x, sigma).clamp(low, high)
+    return Edited(denoise, lambda run, x, sigma: run(x, sigma).clamp(low, high))
 
 
 def inpainting(denoise: Denoise, known: Tensor, mask: Tensor, noise: Tensor) -> Denoise:
@@ -104,23 +97,30 @@ def inpainting(denoise: Denoise, known: Tensor, mask: Tensor, noise: Tensor) -> 
     estimate at x0; a sampler's last step returns the estimate, so it ends at the known values to the bit.
     """
 
-    def wrapped(x: Tensor, sigma: Tensor) -> Tensor:
+    def edit(run: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
         x = torch.lerp(known + column(sigma, known) * noise, x, mask)
-        return torch.lerp(known, denoise(x, sigma), mask)
+        return torch.lerp(known, run(x, sigma), mask)
 
-    return wrapped
-
-
-def _together(denoiser: Denoiser, conds: Sequence[Cond]) -> "_Estimates":
-    return _Estimates(denoiser.given(Cond.cat(conds)), len(conds))
+    return Edited(denoise, edit)
 
 
-class _Estimates:
-    """One forward for several conditions: (x (B, ...), sigma) -> an estimate for each."""
+class _Interval:
+    """One of two denoisers, by the noise level."""
 
-    def __init__(self, denoise: Denoise, count: int) -> None:
-        self.denoise, self.count = denoise, count
+    def __init__(self, inside: Denoise, outside: Denoise, low: float, high: float) -> None:
+        self.inside, self.outside, self.low, self.high = inside, outside, low, high
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
-        many = x.repeat(self.count, *[1] * (x.ndim - 1))  # (count B, ...)
-        return self.denoise(many, sigma.expand(x.shape[0]).repeat(self.count)).chunk(self.count)
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self._at(sigma)(x, sigma)
+
+    def step(self, x: Tensor, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor | None]:
+        return scattered(self._at(sigma), x, sigma, sigma_next)
+
+    def _at(self, sigma: Tensor) -> Denoise:
+        return self.inside if self.low < float(sigma.reshape(-1)[0]) <= self.high else self.outside
+
+
+def _each(denoise: Denoise, x: Tensor, sigma: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The estimates of a denoiser that several conditions are bound to, one after the other, in one forward."""
+    many = x.repeat(count, *[1] * (x.ndim - 1))  # (count B, ...)
+    return denoise(many, sigma.expand(x.shape[0]).repeat(count)).chunk(count)

@@ -32,7 +32,7 @@ from moyai.randomness import generator
 
 Progress = Callable[[str, int, int], None]
 STEPS = 800  # of training a regressor
-SEGMENTER_STEPS = 400
+SEGMENTER_STEPS = 500
 SLICES = 31  # of the range that positions are fractions of: the unit of the error
 RESAMPLES = 200  # of the pictures, for the error of mIoU
 
