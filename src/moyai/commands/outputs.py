@@ -48,9 +48,8 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
     else:
         for i, image in enumerate(images):
             recipe = tasks.picture_recipe(model, request, i)
-            told = [
-                _safe(str(values[0]))[:40] for values in recipe["asked"].values() if type(values[0]) in (str, float)
-            ]
+            values = [asked[0] for asked in recipe["asked"].values() if type(asked[0]) in (str, float)]
+            told = [_safe(value)[:40] if isinstance(value, str) else f"{value:.3f}" for value in values]
             name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told])
             pictures.save_png(out / f"{name}.png", image, recipe)
     yield f"{len(images)} pictures in {out}"
