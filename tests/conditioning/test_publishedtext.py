@@ -432,3 +432,26 @@ def test_no_other_package_draws_bars_or_tables(folders: dict[str, Path], capfd: 
         told(condition(folders[name], length=10))
         condition(folders[name], length=10).truncated(np.array(["red " * 1000]))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_prior_is_told_by_a_published_encoder_and_by_no_other(folder: Path, tmp_path: Path) -> None:
+    import moyai
+    import tiny
+    from moyai.checkpoints import models
+    from moyai.recipe import reading
+
+    few = {**tiny.QUICK, "steps": 3, "validate_every": 3, "save_every": 2}
+    tree = tiny.tree(tiny.folder(tmp_path / "pictures", 30), {"first_stage.train": few, "prior.train": few})
+    tree["data"]["class_captions"] = ["a {class}"]
+    tree["prior"]["conditions"] = {"caption": {"kind": "published-text", "folder": str(folder)}}
+    run = moyai.train(reading.parse(tree), out=tmp_path / "run")
+    model = models.load(run)
+    assert moyai.sample(model, captions=["a square"], n=2, steps=2).shape == (2, tiny.SIDE, tiny.SIDE, 1)
+    assert not any(
+        "caption" in name for name in safetensors.torch.load_file(run / "prior" / "model" / "model.safetensors")
+    )
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    first = next(iter(weights))
+    safetensors.torch.save_file({**weights, first: weights[first] + 1}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"another text encoder than the one .*conditions\.caption now"):
+        models.load(run)

@@ -41,6 +41,12 @@ def load(
             f"{run / 'prior'} was trained on latents of codec {info['codec'][:12]}, but the first stage is "
             f"{codec.digest()[:12]}; train the prior again"
         )
+    read = conditioner.digests()
+    if changed := sorted(name for name, digest in info.get("encoders", {}).items() if read.get(name) != digest):
+        raise CheckpointError(
+            f"{run / 'prior'} was trained with another text encoder than the one that lies in the folder of "
+            f"prior.conditions.{changed[0]} now; put back the files it was trained with"
+        )
     fill({"prior": prior, "conditioner": conditioner}, tensors, f"prior in {run}")
     digest = native.tensors_digest(tensors)
     frozen = (m.eval().requires_grad_(False) for m in (prior, conditioner))

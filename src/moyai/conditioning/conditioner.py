@@ -101,6 +101,10 @@ class Conditioner(nn.Module):
         device = self._buffers["_device"].device  # type: ignore[union-attr]
         return {c.field: c.blank(count, device) for c in self._all().values()}
 
+    def digests(self) -> dict[str, str]:
+        """By condition, the hash of a published encoder that is not among the weights."""
+        return {name: str(c.digest) for name, c in self.conditions.items() if hasattr(c, "digest")}
+
     def fields(self) -> tuple[str, ...]:
         """The fields of the data that are told to the prior."""
         return tuple(condition.field for condition in self._all().values())

@@ -304,7 +304,8 @@ class Run:
         model.examples = model.told(self.held_out, example_rows(self.held_out.count))
         models.write_examples(self.folder, model.examples)
         stage = training_of(model, caches[0], caches[1], self.device)
-        self._run(stage, {"codec": codec.digest(), "data": self.data["fingerprint"]})
+        info = {"codec": codec.digest(), "data": self.data["fingerprint"], "encoders": conditioner.digests()}
+        self._run(stage, info)
 
     def _decoder(self) -> None:
         """The decoder trained further, where the recipe says so; latents, statistics and prior stay valid."""
