@@ -8,7 +8,7 @@ the floor.
 import functools
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from moyai.commands.subjects import Halves
 from moyai.conditioning.spatial import FROM_PICTURES
 from moyai.console import Reporter
 from moyai.data.locate import cache_folder
-from moyai.errors import DataError, RequestError
-from moyai.evaluation import assessment, extractors, gallery, obedience, snapshots
+from moyai.errors import ConfigError, DataError, RequestError
+from moyai.evaluation import assessment, extractors, gallery, heldout, obedience, snapshots
 from moyai.evaluation.assessment import Assessment
 from moyai.evaluation.extractors import Choice
 from moyai.evaluation.features import Extractor
@@ -128,9 +128,20 @@ def _run(
         cache=cache,
         progress=progress,
     )
+    if options.against is None and (rate := _rate(model, data, reporter)):
+        found = replace(found, facts={**found.facts, "likelihood": rate})
     at = functools.partial(averages.at, model)
     kept = averages.kept(path) if options.snapshots else []
     return found, snapshots.measure(path, kept, at, extractor, found.reference, request, progress=progress)
+
+
+def _rate(model: LatentModel, data: Halves, reporter: Reporter) -> dict[str, Any] | None:
+    """What a held-out picture costs the prior, as JSON holds it; None where its likelihood is not defined."""
+    try:
+        counted = functools.partial(reporter.progress, "likelihood of held-out pictures")
+        return asdict(heldout.rate(model, data.held_out, counted))
+    except (ConfigError, RequestError):  # no table, or pixels of other than 8 bits
+        return None
 
 
 def _pictures(path: Path, chosen: Choice, reporter: Reporter, options: Options) -> Assessment:
@@ -192,6 +203,11 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['samples']} samples, {facts['held out']} held-out and {facts['reference']} training pictures; "
         f"features: {facts['extractor']}"
     )
+    if rate := facts.get("likelihood"):
+        yield (
+            f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']} "
+            f"({rate['pictures']} pictures{'' if rate['unit'] == 'bits/code' else '; an upper bound'})"
+        )
     label = min(LABEL, max(len(name) for name in names) + 1)
     cells = {row: ["", *(assessment.shown(values.get(name)) for name in names)] for row, values in rows.items()}
     widths = {row: max(len(row), *map(len, column)) + 2 for row, column in cells.items()}
