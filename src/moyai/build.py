@@ -219,7 +219,7 @@ def _conditions(
 
 def _condition(name: str, config: ConditionConfig, facts: DataFacts, factor: int) -> nn.Module:
     """One condition; factor: how many pixels' sides go into one of the latents'."""
-    if field := getattr(config, "field", None):
+    if not isinstance(config, ClassCondition) and (field := getattr(config, "field", None)):
         facts.needs(field, name)
     image_shape = (facts.channels, facts.height, facts.width)
     size = (-(-facts.height // factor), -(-facts.width // factor))

@@ -6,6 +6,7 @@ The checker is `tiny.differences` on what `trained` returns; mutants of the code
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from checkpoints.forked import in_child
 from moyai import build, console
 from moyai.data.images import ImageSet, SourceFile
 from moyai.data.latents import FLIPPED, PLAIN, LatentCache
+from moyai.model import LatentModel, told_fields
 from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
-from moyai.training.prior import PriorTraining
+from moyai.training.prior import training_of
 from moyai.training.schedule import Order
 from moyai.training.signals import Interrupted, Signals
 from moyai.training.state import TrainState
@@ -33,9 +35,24 @@ STEPS, BATCH, COUNT = 60, 6, 30
 EPOCH = COUNT // BATCH
 STOPS = (1, EPOCH - 1, EPOCH, EPOCH + 1, 7, 59)
 CELLS = [(s, p, a) for s in ("first_stage", "prior") for p in ("float32", "bfloat16") for a in (1, 3)]
-CELLS += [("gan", "float32", 3), ("gan", "bfloat16", 1), ("vq", "bfloat16", 3)]
+CELLS += [("gan", "float32", 3), ("gan", "bfloat16", 1), ("vq", "bfloat16", 3), ("vq2", "float32", 3)]
+CELLS += [("codes", "float32", 3), ("holes", "float32", 3)]
+PRIORS = ("prior", "codes", "holes")
 DISCRIMINATOR = {"net": {"width": 8, "layers": 1}, "start": float(EPOCH), "warmup": 0.1}
-MORE: dict[str, dict[str, Any]] = {  # of the first stage, beyond a plain KL autoencoder
+VQ = {"first_stage.kind": "vq", "first_stage.codebook": {"size": 16}}
+MORE: dict[str, dict[str, Any]] = {  # beyond a plain KL autoencoder and a plain U-Net
+    "vq2": {
+        "first_stage.kind": "vq2",
+        "first_stage.codebook": {"size": 8},
+        "prior.kind": "codes",
+        "prior.net": {"kind": "pixelcnn", "width": 8, "layers": 1},
+    },
+    "codes": {**VQ, "prior.kind": "codes", "prior.net": {"kind": "pixelcnn", "width": 8, "layers": 2}},
+    "holes": {  # what is cut out of a picture and whether it is told are drawn anew each step
+        "prior.conditions": {"class": {"kind": "class", "width": 8}, "holes": {"kind": "masked", "dropout": 0.2}},
+        "prior.variance": {"kind": "learned"},
+        "prior.drop_all": 0.2,
+    },
     "gan": {
         "first_stage.objective": {
             "adversarial": {**DISCRIMINATOR, "regularizer": "lecam"},
@@ -90,7 +107,7 @@ def make_stage(name: str, precision: str, accumulation: int, dropout: float = 0.
     recipe = resolve.resolve(reading.parse(tiny.tree(Path("unused"), changes)), facts)
     device = torch.device("cpu")
     autoencoder = build.autoencoder(recipe, facts)
-    if name != "prior":
+    if name not in PRIORS:
         rival = build.rival(recipe, facts)
         return FirstStageTraining(recipe, autoencoder, images, images, device, rival=rival), recipe
     codec = build.codec(recipe, facts, autoencoder)
@@ -104,7 +121,9 @@ def make_stage(name: str, precision: str, accumulation: int, dropout: float = 0.
     cache = LatentCache(stored, images.fields, {})
     conditioner = build.conditioner(recipe, facts)
     prior = build.prior(recipe, conditioner, codec.shape())
-    return PriorTraining(recipe, facts, codec, conditioner, prior, cache, cache, device), recipe
+    model = LatentModel(codec, conditioner, prior, recipe, facts)
+    cache = replace(cache, fields=told_fields(conditioner, images))
+    return training_of(model, cache, cache, device), recipe
 
 
 def trained(cell: tuple[Any, ...], folder: Path, stop: int | None = None, mutant: Mutant = nothing) -> State | None:
