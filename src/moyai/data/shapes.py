@@ -26,7 +26,7 @@ from moyai.data.images import ImageSet, Progress, chosen
 from moyai.errors import DataError
 from moyai.randomness import generator
 
-VERSION = 1  # counts up when the same seed gives other pictures
+VERSION = 2  # counts up when the same seed gives other pictures
 SIDE = 64  # the shorter side that lengths are said for; others are scaled
 SMALLEST = 32  # pixels of a side that the least shapes can still be told apart on
 RGB = np.array(
@@ -58,7 +58,7 @@ class Placed:
     shades: np.ndarray  # (things,) factors on the colours
     tone: float  # of the background, 0 to 255
     slope: np.ndarray  # (2,) by how much the background differs from side to side
-    grain: np.ndarray  # (H, W) its noise
+    size: tuple[int, int]  # (H, W)
 
 
 def read(config: ShapesConfig, cache: Path, progress: Progress | None = None) -> ImageSet:
@@ -113,7 +113,7 @@ def place(seed: int, index: int, height: int, width: int) -> Placed:
         shades=rng.uniform(0.94, 1.04, len(radii)),
         tone=float(rng.uniform(35, 100) if rng.random() < 0.5 else rng.uniform(150, 205)),
         slope=rng.uniform(-9, 9, 2),
-        grain=rng.standard_normal((height, width), dtype=np.float32) * 2,
+        size=(height, width),
     )
 
 
@@ -179,19 +179,18 @@ def _related(tried: np.ndarray, boxes: np.ndarray, relation: str | None, gap: fl
 
 def draw(placed: list[Placed]) -> tuple[np.ndarray, np.ndarray]:
     """Pictures (N, 3, H, W) uint8 and maps of their regions (N, H, W) uint8, a region being where a shape has half."""
-    height, width = placed[0].grain.shape
+    height, width = placed[0].size
     y, x = np.arange(height, dtype=np.float32) + 0.5, np.arange(width, dtype=np.float32) + 0.5  # centres of pixels
-    grain, tone, slope = (np.stack([getattr(p, what) for p in placed]) for what in ("grain", "tone", "slope"))
+    tone, slope = (np.stack([getattr(p, what) for p in placed]) for what in ("tone", "slope"))
     ramp = slope[:, 1, None, None] * (y / height - 0.5)[:, None] + slope[:, 0, None, None] * (x / width - 0.5)
     pictures = np.repeat((tone[:, None, None] + ramp)[:, None], 3, 1).astype(np.float32)
-    mask = np.zeros(grain.shape, np.uint8)
+    mask = np.zeros((len(placed), height, width), np.uint8)
     for row, k, window, f in _inside(placed, y, x):
         thing, share = placed[row].scene.things[k], np.clip(0.5 - f, 0, 1)
         part = pictures[row, :, *window]
         colour = RGB[COLOURS.index(thing.colour)] * np.float32(placed[row].shades[k])
         part += share * (colour[:, None, None] - part)
         mask[row][window][share > 0.5] = SHAPES.index(thing.shape) + 1
-    pictures += grain[:, None]
     return np.clip(np.rint(pictures), 0, 255).astype(np.uint8), mask
 
 
