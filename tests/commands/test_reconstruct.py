@@ -16,6 +16,7 @@ import tiny
 from moyai import cli
 from moyai.batch import Cond
 from moyai.checkpoints import models, native
+from moyai.commands import sidebyside
 from moyai.commands.sidebyside import Row, Sheet, compared, gain, judge, sheet
 from moyai.files import read_json, write_json_atomic
 from moyai.firststage.posterior import DiagonalGaussian
