@@ -139,3 +139,12 @@ def test_progress_names_the_step_and_another_extractor_is_refused(measure: Measu
     other = against(reference.pixels, Source("another", "b" * 64, 16))
     with pytest.raises(RequestError, match="make both with one extractor"):
         next(measure([], reference=other))
+
+
+def test_a_request_for_maps_is_known_by_their_hashes(reference: Reference) -> None:
+    facts = [
+        snapshots._facts(Pooled(), reference, tasks.Request(n=1, asked={"mask": (np.full((8, 8), k, np.uint8),)}))
+        for k in (1, 1, 2)
+    ]
+    told = [json.dumps(one) for one in facts]
+    assert told[0] == told[1] != told[2]

@@ -95,7 +95,7 @@ def _facts(extractor: Extractor, reference: Reference, request: tasks.Request) -
     facts = {
         "extractor": str(extractor.source),
         "reference": {"count": len(reference.features), "sha256": digest},
-        "request": asdict(request),
+        "request": request.plain(),
     }
     return dict(json.loads(canonical_json(facts)))
 
