@@ -179,3 +179,32 @@ def test_a_first_stage_is_taken_over_from_another_run(run: Path, tmp_path: Path)
 def test_two_conditions_that_read_one_field_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"prior\.conditions\.b and prior\.conditions\.a both read 'caption'"):
         recipe(tmp_path, {"a": {"kind": "text"}, "b": {"kind": "text"}})
+
+
+def test_a_folder_with_a_table_and_masks_is_told_and_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = tmp_path / "pictures"
+    root.mkdir()
+    table = ["file_name,caption,age"]
+    for i, (picture, label) in enumerate(zip(*tiny.shapes(30), strict=True)):
+        Image.fromarray(picture).save(root / f"{i:02d}.png")
+        Image.fromarray((picture > 120).astype(np.uint8)).save(root / f"{i:02d}_mask.png")
+        table.append(f"{i:02d}.png,a {tiny.CLASSES[label]},{20 + i}")
+    (root / "metadata.csv").write_text("\n".join(table), encoding="utf-8")
+    told = {
+        "caption": {"kind": "text", "width": 8, "depth": 1, "heads": 2, "length": 12},
+        "age": {"kind": "scalar", "field": "age", "width": 8},
+        "regions": {"kind": "map", "field": "mask"},
+    }
+    tree = tiny.tree(root, {"first_stage.train": FEW, "prior.train": FEW})
+    tree["prior"]["conditions"] = told
+    run = moyai.train(reading.parse(tree), out=tmp_path / "run")
+    assert models.load(run).examples["caption"].dtype.kind == "U"
+    words = ["sample", str(run), "--n", "2", "--steps", "2", "--quiet", "--out", str(tmp_path / "out.npz")]
+    asked = ["--caption", "a ring", "a disc", "--number", "age=30,40", "--map", str(root / "00_mask.png")]
+    assert cli.main([*words, *asked]) == 0
+    drawn = np.load(tmp_path / "out.npz")
+    assert drawn["captions"].tolist() == ["a ring"] * 4 + ["a disc"] * 4
+    assert drawn["ages"].tolist() == [30, 30, 40, 40] * 2
+    assert drawn["masks"].shape == drawn["images"].shape[:3]
+    assert cli.main([*words, "--number", "weight=3"]) == 2
+    assert "this model can be told caption, age, mask" in capsys.readouterr().err
