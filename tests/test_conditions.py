@@ -187,7 +187,7 @@ def test_a_folder_with_a_table_and_masks_is_told_and_asked(tmp_path: Path, capsy
     table = ["file_name,caption,age"]
     for i, (picture, label) in enumerate(zip(*tiny.shapes(30), strict=True)):
         Image.fromarray(picture).save(root / f"{i:02d}.png")
-        Image.fromarray((picture > 120).astype(np.uint8)).save(root / f"{i:02d}_mask.png")
+        Image.fromarray(((picture > 120) * 255).astype(np.uint8)).save(root / f"{i:02d}_mask.png")
         table.append(f"{i:02d}.png,a {tiny.CLASSES[label]},{20 + i}")
     (root / "metadata.csv").write_text("\n".join(table), encoding="utf-8")
     told = {
@@ -206,5 +206,9 @@ def test_a_folder_with_a_table_and_masks_is_told_and_asked(tmp_path: Path, capsy
     assert drawn["captions"].tolist() == ["a ring"] * 4 + ["a disc"] * 4
     assert drawn["ages"].tolist() == [30, 30, 40, 40] * 2
     assert drawn["masks"].shape == drawn["images"].shape[:3]
+    assert np.array_equal(drawn["masks"][0] * 255, np.asarray(Image.open(root / "00_mask.png")))
+    Image.fromarray(np.full((tiny.SIDE, tiny.SIDE), 7, np.uint8)).save(tmp_path / "seven.png")
+    assert cli.main([*words, "--map", str(tmp_path / "seven.png")]) == 2
+    assert "has the value 7; the masks of the data have 0, 255" in capsys.readouterr().err
     assert cli.main([*words, "--number", "weight=3"]) == 2
     assert "this model can be told caption, age, mask" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def others(
             knows = ", ".join(model.fields) or "nothing"
             raise RequestError(f"--number {word}: this model can be told {knows}")
     if maps:
-        found["mask"] = [_regions(path) for path in maps]
+        found["mask"] = [_regions(path, model.facts.regions) for path in maps]
     if mask is not None and not pictures:
         raise RequestError(f"--mask {mask} says what is to be filled in of a --picture, and none is given")
     if pictures:
@@ -70,14 +70,20 @@ def _picture(path: Path, target: Target) -> np.ndarray:
         raise RequestError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _regions(path: Path) -> np.ndarray:
-    """A picture of region numbers, (H, W), as it is."""
+def _regions(path: Path, names: Sequence[str]) -> np.ndarray:
+    """A picture of regions, (H, W), as region numbers: by the values the training masks had where these name them."""
     try:
         with Image.open(path) as image:
             if image.mode not in ("L", "P", "1", "I;16", "I"):
                 raise RequestError(
                     f"{path} has colours ({image.mode}); a map has one number a pixel: grey or a palette"
                 )
-            return np.array(image)
+            values = np.array(image)
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise RequestError(f"{path} cannot be read as a map of regions: {error}") from error
+    if not names or not all(name.isdecimal() for name in names):
+        return values
+    known = np.array([int(name) for name in names])
+    if unknown := sorted(set(np.unique(values).tolist()) - set(known.tolist())):
+        raise RequestError(f"{path} has the value {unknown[0]}; the masks of the data have {', '.join(names[:20])}")
+    return np.searchsorted(known, values)  # the values are numbered in ascending order
