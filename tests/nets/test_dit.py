@@ -1,6 +1,7 @@
 """The diffusion transformer, against diffusers' on random weights and against what its routes promise."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ import torch
 from moyai.batch import Cond
 from moyai.errors import ConfigError
 from moyai.nets.config import DiTConfig
-from moyai.nets.dit import DiT, positions
+from moyai.nets.dit import DiT, MixFeed, positions
 from moyai.nets.precision import placed
 
 CONFIG = DiTConfig(width=32, depth=3, heads=4, patch=2)
-GROWN = CONFIG.model_copy(update={"qk_norm": True, "skips": True, "depth": 4, "mlp": 2.5})
+GROWN = CONFIG.model_copy(update={"qk_norm": True, "skips": True, "convolution": True, "depth": 4, "mlp": 2.5})
 ROUTES = {"vector_width": 5, "context_width": 6, "concat_channels": 2}
 TIME = torch.tensor([0.0, 17.5, 999.0])
 
@@ -120,7 +121,7 @@ def test_a_fresh_net_returns_exactly_zero_and_its_blocks_are_the_identity(config
     assert (out == 0).all()
     tokens, emb = draw((3, 12, 32)), draw((3, 32), 1)
     for block in net.blocks:
-        assert torch.equal(block(tokens, emb, told(), draw(tokens.shape, 2)), tokens)
+        assert torch.equal(block(tokens, emb, told(), 4, draw(tokens.shape, 2)), tokens)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (4, 10), (12, 6)])
@@ -195,6 +196,22 @@ def test_every_route_is_used_and_masked_entries_do_not_count():
 
 
 @torch.no_grad()
+def test_the_feed_forward_layer_with_a_convolution_written_out():
+    """Two rows of three tokens: each place sees the eight around it, and zeros beyond the border."""
+    feed = MixFeed(4, 6, 0.0)
+    redraw(feed)
+    x = draw((2, 6, 4))
+    h = (x @ feed.into.weight.T + feed.into.bias).reshape(2, 2, 3, 6)
+    want = torch.zeros_like(h)
+    for i, j in product(range(2), range(3)):
+        for a, b in product(range(2), range(3)):
+            if abs(a - i) <= 1 and abs(b - j) <= 1:
+                want[:, i, j] += h[:, a, b] * feed.around.weight[:, 0, a - i + 1, b - j + 1]
+    want = torch.nn.functional.gelu(want + feed.around.bias, approximate="tanh").flatten(1, 2)
+    torch.testing.assert_close(feed(x, 2), want @ feed.out.weight.T + feed.out.bias)
+
+
+@torch.no_grad()
 def test_early_blocks_are_joined_to_late_ones_in_mirror_order():
     for depth, pairs in ((1, {}), (4, {2: 1, 3: 0}), (5, {3: 1, 4: 0})):
         net = make(CONFIG.model_copy(update={"skips": True, "depth": depth}))
@@ -202,7 +219,7 @@ def test_early_blocks_are_joined_to_late_ones_in_mirror_order():
         assert joins == set(pairs)
         calls = []
         for block in net.blocks:
-            block.register_forward_hook(lambda module, given, made, calls=calls: calls.append((given[3], made)))
+            block.register_forward_hook(lambda module, given, made, calls=calls: calls.append((given[4], made)))
         net(draw((3, 4, 8, 6)), TIME, Cond())
         assert len(calls) == depth
         for i, (early, _) in enumerate(calls):

@@ -88,6 +88,11 @@ class DiTConfig(Config):
     head_width: Positive = Field(32, description="channels of an attention head")
     mlp: Annotated[float, Field(gt=0)] = Field(4.0, description="hidden channels of a feed-forward layer, in widths")
     qk_norm: bool = Field(False, description="normalise queries and keys of every head (RMSNorm)")
+    convolution: bool = Field(
+        False,
+        description="a depthwise 3 x 3 convolution in the feed-forward layers (Mix-FFN): neighbours belong together "
+        "from the start, where attention must learn it",
+    )
     skips: bool = Field(False, description="join each late block's input with an early one's output (Bao et al. 2023)")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="in the feed-forward layers, in training")
 
