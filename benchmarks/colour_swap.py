@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moyai import build, pictures, tasks
+from moyai import pictures, tasks
+from moyai.build.data import read_data
 from moyai.checkpoints.models import load
 from moyai.data.grammar import parse, swap_colours
 from moyai.data.images import ImageSet
@@ -64,7 +65,7 @@ def main() -> int:
     o = parser.parse_args()
     try:
         model = load(o.run)
-        images = build.read_data(model.recipe.data, cache_folder())
+        images = read_data(model.recipe.data, cache_folder())
         held_out = images.subset(split(images, model.recipe.data.validation)[1])
         told = prompts(held_out, o.prompts)
         swapped = [swap_colours(caption) for caption in told]

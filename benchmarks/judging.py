@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moyai import build
+from moyai.build.data import read_data
 from moyai.data import splits
 from moyai.data.images import ImageSet
 from moyai.data.locate import cache_folder
@@ -32,7 +32,7 @@ class Data:
     @classmethod
     def of(cls, recipe: Path) -> "Data":
         config = reading.load(recipe).data
-        images = build.read_data(config, cache_folder())
+        images = read_data(config, cache_folder())
         train, held_out = splits.split(images, config.validation)
         return cls(images.subset(train), images.subset(held_out))
 

@@ -146,6 +146,20 @@ def forbidden(source: str, file: str) -> list[str]:
     return found
 
 
+def classes(source: str) -> set[str]:
+    return {node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+
+
+KINDS = {name for file in FILES if file.endswith("/config.py") for name in classes((SRC / file).read_text("utf-8"))}
+
+
+def matches_on_kinds(source: str, file: str) -> list[str]:
+    """A `match` on configuration types outside build/, the one place that knows every kind."""
+    cases = [ast.unparse(node.cls) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.MatchClass)]
+    found = [case for case in cases if case.split(".")[-1] in KINDS]
+    return [] if file.startswith("build/") else [f"{file} matches on {case}" for case in found]
+
+
 def undocumented(source: str, file: str) -> list[str]:
     """A chapter begins by saying what it is; a folder's __init__.py is empty."""
     if file.endswith("/__init__.py"):
@@ -227,7 +241,7 @@ def _all(rule: object) -> list[str]:
 # --- the house -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [wrong_direction, forbidden, undocumented])
+@pytest.mark.parametrize("rule", [wrong_direction, forbidden, undocumented, matches_on_kinds])
 def test_the_house_keeps_the_rule(rule: object) -> None:
     assert len(FILES) > 20
     assert _all(rule) == []
@@ -273,7 +287,8 @@ def test_the_tree_in_readme_is_the_real_tree() -> None:
         ("data/folder.py", "from moyai.firststage import codec"),
         ("recipe.py", "from moyai.data.images import read"),
         ("recipe.py", "from moyai.model import LatentModel"),
-        ("tasks.py", "from moyai.build import prior"),
+        ("tasks.py", "from moyai.build.prior import build_prior"),
+        ("build/prior.py", "from moyai.checkpoints import native"),
         ("tasks.py", "from moyai.checkpoints.native import load"),
         ("checkpoints/native.py", "from moyai.evaluation.metrics import fid"),
         ("evaluation/metrics.py", "from moyai.training import run"),
@@ -298,6 +313,7 @@ def test_a_wrong_import_is_found(file: str, source: str) -> None:
         ("diffusion/loss.py", "from moyai.batch import Cond\nfrom moyai.randomness import Draw"),
         ("randomness.py", "from moyai.errors import RequestError"),
         ("recipe.py", "from moyai.data.config import DataConfig\nfrom moyai.recipe.model import Recipe"),
+        ("build/firststage.py", "from moyai.build import conditions\nfrom moyai.model import LatentModel"),
         ("training/run.py", "from moyai import tasks\nfrom moyai.checkpoints import native"),
         ("cli.py", "from moyai.training.run import train\nfrom moyai import __version__"),
         ("priors/config.py", "from moyai.nets.config import NetConfig\nfrom moyai.schema import Config"),
@@ -332,6 +348,14 @@ def test_what_only_looks_forbidden_is_not() -> None:
     assert forbidden(source, "nets/unet.py") == []
     assert forbidden("torch.load(file, weights_only=True, map_location='cpu')", "nets/unet.py") == []
     assert forbidden("print(1)", "cli.py") == []
+
+
+def test_a_match_on_kinds_is_found_outside_build() -> None:
+    source = "match config:\n    case UNetConfig():\n        pass\n    case config.DiTConfig(width=8):\n        pass"
+    assert len(matches_on_kinds(source, "training/run.py")) == 2
+    assert matches_on_kinds(source, "build/prior.py") == []
+    assert matches_on_kinds("match part:\n    case Picture():\n        pass", "evaluation/page.py") == []
+    assert any("case UNetConfig()" in (SRC / file).read_text(encoding="utf-8") for file in FILES)
 
 
 def test_missing_docstrings_and_filled_init_files_are_found() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from moyai import build
 from moyai.batch import Cond
+from moyai.build.prior import build_net
 from moyai.conditioning.conditioner import Conditioner
 from moyai.errors import ConfigError
 from moyai.nets.backbone import embedded, heads_for, joined, mlp
@@ -62,12 +62,12 @@ def test_concatenated_channels_are_counted():
 def test_a_recipes_network_is_built_with_every_route(net, kind, first):
     told = Conditioner({})
     told.vector_width, told.context_width, told.concat_channels = 5, 6, 2
-    made = build.net(recipe(net), told, (4, 8, 8))
+    made = build_net(recipe(net), told, (4, 8, 8))
     assert isinstance(made, kind)
     assert next(p for n, p in made.named_parameters() if p.ndim == 4).shape == first
     cond = Cond(torch.ones(2, 5), torch.ones(2, 3, 6), None, torch.ones(2, 2, 8, 8))
     assert made(torch.ones(2, 4, 8, 8), torch.tensor([1.0, 2.0]), cond).shape == (2, 4, 8, 8)
-    again = build.net(recipe(net), told, (4, 8, 8))
+    again = build_net(recipe(net), told, (4, 8, 8))
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), again.parameters(), strict=True))
 
 
@@ -98,4 +98,8 @@ def test_plain_self_attention_cannot_attend_to_a_condition():
     for conditions in ({"class": {}}, {"class": {"route": "context"}}, {"caption": {"kind": "text"}}):
         with pytest.raises(ConfigError, match="is attended to, but prior"):
             recipe(plain, conditions=conditions)
+    nowhere = {**UNET, "attention": [False, False], "middle_attention": False}
+    with pytest.raises(ConfigError, match=r"prior\.conditions\.caption is attended to, but .*attention is nowhere"):
+        recipe(nowhere, conditions={"caption": {"kind": "text"}})
+    assert recipe({**nowhere, "middle_attention": True}, conditions={"caption": {"kind": "text"}})
     assert recipe(plain, conditions={"class": {"route": "vector"}, "map": {}}).prior.net.attention_kind == "self"

@@ -1,5 +1,6 @@
 """The networks over codes: what each logit sees, drawing against the full pass, and what they are told."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,7 @@ def learned(**given: Any) -> CodeTransformer:
 
 
 MAKERS: dict[str, Callable[..., Any]] = {"pixelcnn": pixelcnn, "rope": transformer, "learned": learned}
+NO_CONTEXT = ("pixelcnn", "context")
 
 
 def cond(count: int, routes: dict[str, int], shape: tuple[int, int] = SHAPE, seed: int = 5) -> Cond:
@@ -118,6 +120,30 @@ def test_drawing_code_by_code_is_the_full_pass(name: str, routes: str) -> None:
     assert full.shape == drawn.shape == (3, CODES, *SHAPE)
     assert float(full.std()) > 0.1
     torch.testing.assert_close(drawn, full, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [(name, route) for name in MAKERS for route in ("vector", "context", "concat") if (name, route) != NO_CONTEXT],
+)
+def test_zeroing_a_routes_parameters_gives_the_net_without_it_bit_for_bit(name: str, route: str) -> None:
+    given = {k: v for k, v in ROUTES["all"].items() if name != "pixelcnn" or k != "context_width"}
+    width = {"vector": "vector_width", "context": "context_width", "concat": "concat_channels"}[route]
+    parts = {"vector": r"(^|\.)told\.", "context": r"^blocks\.\d+\.(cross|norm2)\.", "concat": r"^guide\."}
+    net, less = MAKERS[name](**given), MAKERS[name](**{k: v for k, v in given.items() if k != width})
+    kept = {}
+    for key, parameter in net.named_parameters():
+        if re.search(parts[route], key):
+            parameter.data.zero_()
+        else:
+            kept[key] = parameter.data
+    less.load_state_dict(kept)
+    told = cond(2, given)
+    left = {r: t for r, t in told.routes().items() if r != route and (route != "context" or r != "mask")}
+    with torch.no_grad():
+        assert torch.equal(net(codes(2), told), less(codes(2), Cond(**left)))
+        told_at_all = MAKERS[name](**given)(codes(2), told)
+    assert not torch.equal(net(codes(2), told), told_at_all)
 
 
 @pytest.mark.parametrize("name", MAKERS)

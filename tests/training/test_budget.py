@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from moyai import build
+from moyai.build.firststage import build_autoencoder
 from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts
 from moyai.training import budget
@@ -71,7 +71,7 @@ def test_measuring_leaves_nothing_behind() -> None:
     costs = budget.measure(recipe, facts, image_set(30), torch.device("cpu"), seconds=0.01)
     assert torch.equal(torch.rand(3), expected)
     assert min(costs.__dict__.values()) > 0
-    one, two = (build.autoencoder(recipe, facts) for _ in range(2))
+    one, two = (build_autoencoder(recipe, facts) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from moyai import build
+from moyai.build.firststage import build_autoencoder, build_rival
 from moyai.data.images import ImageSet, SourceFile
 from moyai.firststage import perceptual
 from moyai.nets.trunk import Trunk
@@ -53,12 +53,12 @@ def stage(data: ImageSet, judged: bool = True, **changes: Any) -> FirstStageTrai
     torch.manual_seed(0)
     return FirstStageTraining(
         recipe,
-        build.autoencoder(recipe, facts),
+        build_autoencoder(recipe, facts),
         data,
         data,
         torch.device("cpu"),
         perceptual=perceptual.own(Trunk(channels)) if judged else None,
-        rival=build.rival(recipe, facts),
+        rival=build_rival(recipe, facts),
     )
 
 

@@ -16,7 +16,10 @@ import torch
 
 import tiny
 from checkpoints.forked import in_child
-from moyai import build, console
+from moyai import console
+from moyai.build.conditions import build_conditioner
+from moyai.build.firststage import build_autoencoder, build_codec, build_rival
+from moyai.build.prior import build_prior
 from moyai.data.images import ImageSet, SourceFile
 from moyai.data.latents import FLIPPED, PLAIN, LatentCache
 from moyai.model import LatentModel, told_fields
@@ -106,11 +109,11 @@ def make_stage(name: str, precision: str, accumulation: int, dropout: float = 0.
     }
     recipe = resolve.resolve(reading.parse(tiny.tree(Path("unused"), changes)), facts)
     device = torch.device("cpu")
-    autoencoder = build.autoencoder(recipe, facts)
+    autoencoder = build_autoencoder(recipe, facts)
     if name not in PRIORS:
-        rival = build.rival(recipe, facts)
+        rival = build_rival(recipe, facts)
         return FirstStageTraining(recipe, autoencoder, images, images, device, rival=rival), recipe
-    codec = build.codec(recipe, facts, autoencoder)
+    codec = build_codec(recipe, facts, autoencoder)
     stored = {
         variant: {
             key: value.numpy()
@@ -119,8 +122,8 @@ def make_stage(name: str, precision: str, accumulation: int, dropout: float = 0.
         for variant, flip in ((PLAIN, False), (FLIPPED, True))
     }
     cache = LatentCache(stored, images.fields, {})
-    conditioner = build.conditioner(recipe, facts)
-    prior = build.prior(recipe, conditioner, codec.shape())
+    conditioner = build_conditioner(recipe, facts)
+    prior = build_prior(recipe, conditioner, codec.shape())
     model = LatentModel(codec, conditioner, prior, recipe, facts)
     cache = replace(cache, fields=told_fields(conditioner, images))
     return training_of(model, cache, cache, device), recipe

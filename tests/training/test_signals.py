@@ -60,7 +60,7 @@ MOMENTS: dict[str, tuple[Any, str, int, int, str]] = {
     "validation": (FirstStageTraining, "validate", 1, signal.SIGTERM, "first_stage/checkpoints/step-000006"),
     "a save": (native, "prune", 1, signal.SIGTERM, "first_stage/checkpoints/step-000005"),
     "last step": (FirstStageTraining, "batch", 12, signal.SIGTERM, "first_stage/model"),
-    "reading": (run_module.build, "read_data", 1, signal.SIGINT, ".lock"),
+    "reading": (run_module, "read_data", 1, signal.SIGINT, ".lock"),
     "encoding": (latents, "build", 1, signal.SIGTERM, "first_stage/model"),
     "preview": (PriorTraining, "preview", 1, signal.SIGTERM, "prior/checkpoints/step-000004"),
     "second stage": (PriorTraining, "batch", 9, signal.SIGINT, "prior/checkpoints/step-000009"),

@@ -2,7 +2,6 @@
 
 import zipfile
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moyai import build
+from moyai.build.conditions import build_conditioner
+from moyai.build.firststage import build_autoencoder, build_codec
+from moyai.build.prior import build_prior
 from moyai.checkpoints import native
 from moyai.errors import CheckpointError, RequestError
-from moyai.files import read_json, write_atomic
+from moyai.files import read_json, write_arrays_atomic
 from moyai.firststage.codec import Codec, LatentCodec
 from moyai.model import LatentModel
 from moyai.nets.precision import placed
@@ -33,8 +34,8 @@ def load(
     run = Path(path)
     recipe, facts = described(run)
     codec = read_codec(run, recipe, facts, device)
-    conditioner = build.conditioner(recipe, facts)
-    prior = build.prior(recipe, conditioner, codec.shape(), device)
+    conditioner = build_conditioner(recipe, facts)
+    prior = build_prior(recipe, conditioner, codec.shape(), device)
     tensors, info = _weights(run / "prior", "moyai train", warn)
     if info["codec"] != codec.digest():
         raise CheckpointError(
@@ -57,9 +58,7 @@ def load(
 
 def write_examples(run: Path, examples: Mapping[str, np.ndarray]) -> None:
     """Keep what some held-out pictures are, which is what `moyai sample` asks for where nothing is asked."""
-    data = BytesIO()
-    np.savez_compressed(data, **examples)  # type: ignore[arg-type]
-    write_atomic(run / "prior" / "examples.npz", data.getvalue())
+    write_arrays_atomic(run / "prior" / "examples.npz", examples)
 
 
 def _examples(run: Path) -> dict[str, np.ndarray]:
@@ -91,7 +90,7 @@ def described(run: Path) -> tuple[Recipe, DataFacts]:
 
 def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts, *, decoder: bool = True) -> Any:
     """The trained autoencoder of a run, with its decoder as it was trained further, if it was and `decoder` is true."""
-    model = build.autoencoder(recipe, facts)
+    model = build_autoencoder(recipe, facts)
     further = decoder and (run / "decoder" / "model").is_dir()
     tensors, _ = _weights(run / ("decoder" if further else "first_stage"), "moyai train --stage first_stage")
     fill({"autoencoder": model}, tensors, f"first stage in {run}")
@@ -101,7 +100,7 @@ def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts, *, decoder: bo
 def untuned_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device | str = "cpu") -> Codec:
     """The codec of a run before its statistics are known: its first stage, where it has one."""
     first = read_first_stage(run, recipe, facts) if "first_stage" in resolve.stages(recipe) else None
-    return build.codec(recipe, facts, first, device)
+    return build_codec(recipe, facts, first, device)
 
 
 def read_codec(run: Path, recipe: Recipe, facts: DataFacts, device: torch.device | str = "cpu") -> Codec:

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moyai.errors import ConfigError
+from moyai.nets.attention import AttentionBlock
 from moyai.nets.config import AutoencoderConfig
-from moyai.nets.layers import AttentionBlock, Downsample, ResBlock, Upsample, groups_for, silu, zeroed
+from moyai.nets.layers import Downsample, ResBlock, Upsample, groups_for, silu, zeroed
 
 EPS = 1e-6  # of every normalisation, as in the published weights
 START_LOGVAR = -6.0  # of a posterior that starts on the shortcut: noise of 0.05 on values in [-1, 1]

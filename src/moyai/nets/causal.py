@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.errors import ConfigError
+from moyai.nets.attention import CrossAttention, attend
 from moyai.nets.codes import NOTHING, Guide
 from moyai.nets.config import CodeTransformerConfig
-from moyai.nets.layers import CrossAttention, attend, zeroed
+from moyai.nets.layers import zeroed
 
 BASE = 100.0  # of the turns: their wavelengths go from 6 places to some 600
 
@@ -250,7 +251,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of each token to itself and those before; (B, heads, N, d) each.
 
-    Written out for few tokens in bfloat16 on a CPU, as in `layers.attend`.
+    Written out for few tokens in bfloat16 on a CPU, as in `attention.attend`.
     """
     count = q.shape[-2]
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and count <= 256:

@@ -24,18 +24,10 @@ from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.errors import ConfigError
+from moyai.nets.attention import AttentionBlock, SpatialTransformer
 from moyai.nets.backbone import embedded, heads_for, joined, mlp
 from moyai.nets.config import UNetConfig
-from moyai.nets.layers import (
-    AttentionBlock,
-    Downsample,
-    ResBlock,
-    SpatialTransformer,
-    Upsample,
-    groups_for,
-    silu,
-    zeroed,
-)
+from moyai.nets.layers import Downsample, ResBlock, Upsample, groups_for, silu, zeroed
 
 
 class Stage(nn.Module):

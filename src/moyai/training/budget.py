@@ -16,7 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from moyai import build, tasks
+from moyai import tasks
+from moyai.build.conditions import build_conditioner
+from moyai.build.firststage import build_autoencoder, build_codec, build_rival
+from moyai.build.prior import build_prior
 from moyai.data.images import ImageSet
 from moyai.data.latents import PLAIN, LatentCache
 from moyai.model import LatentModel, example_rows, told_fields
@@ -28,7 +31,7 @@ from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Stage
-from moyai.training.prior import training_of
+from moyai.training.prior import PREVIEW_STEPS, training_of
 from moyai.training.steps import train_step
 
 OVERHEAD = 0.06  # of training: validation, previews, checkpoints
@@ -75,11 +78,11 @@ def measure(
     sized = _with_some_steps(recipe)
     has_first = "first_stage" in resolve.stages(sized)
     first_step = _first_stage_seconds(sized, facts, small, device, perceptual, seconds) if has_first else 0.0
-    codec = build.codec(sized, facts, build.autoencoder(sized, facts) if has_first else None, device)
+    codec = build_codec(sized, facts, build_autoencoder(sized, facts) if has_first else None, device)
     images = small.images(np.arange(min(64, small.count))).to(device)
     encode = _median_seconds(lambda: codec.store(images), device) / len(images)
-    conditioner = build.conditioner(sized, facts)
-    prior = build.prior(sized, conditioner, codec.shape(), device)
+    conditioner = build_conditioner(sized, facts)
+    prior = build_prior(sized, conditioner, codec.shape(), device)
     cache = _latents(codec, small, told_fields(conditioner, small), device)
     model = LatentModel(codec, conditioner, prior, sized, facts)
     model.examples = model.told(small, example_rows(small.count))
@@ -106,7 +109,7 @@ def _first_stage_seconds(
     total = 0.0
     for step, share in shares:
         if share > 0:
-            model, rival = build.autoencoder(recipe, facts), build.rival(recipe, facts)
+            model, rival = build_autoencoder(recipe, facts), build_rival(recipe, facts)
             stage = FirstStageTraining(recipe, model, images, images, device, perceptual=perceptual, rival=rival)
             total += share * _step_seconds(stage, device, seconds / len(shares), at=step)
     return total
@@ -138,6 +141,17 @@ def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: f
     seconds = {**aside, "first stage": first * costs.first_stage_step, "prior": prior * costs.prior_step}
     seconds["validation, previews, checkpoints"] = OVERHEAD * (seconds["first stage"] + seconds["prior"])
     return Plan(first, prior, {name: round(value, 2) for name, value in seconds.items()})
+
+
+def sampler_forwards(recipe: Recipe, facts: DataFacts) -> int:
+    """The forwards of the sampler that a run's report and previews take, over batches of pictures."""
+    sampling, pictures = recipe.sampling, recipe.report
+    count = pictures.per_class * len(facts.classes) if facts.classes else pictures.samples
+    evaluations, preview = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1), PREVIEW_STEPS
+    if recipe.prior.kind == "codes":  # a forward is a code
+        factor = recipe.first_stage.net.factor or 1
+        evaluations = preview = -(-facts.height // factor) * -(-facts.width // factor)
+    return -(-count // sampling.batch) * evaluations + 40 + 10 * 2 * preview
 
 
 def _with_some_steps(recipe: Recipe) -> Recipe:

@@ -138,7 +138,8 @@ class CodeTraining(PriorTraining):
         """Bits per code of held-out pictures, with what is known of them told, and with nothing told."""
         prior, conditioner = self._averages()
         index = np.linspace(0, len(self.held_out) - 1, min(VALIDATION, len(self.held_out))).astype(np.int64)
-        batch, draw = self.held_out.batch(index).to(self.device), Draw(0, 0, len(index), stage="validation")
+        batch = self.held_out.batch(index).to(self.device)
+        draw = Draw(0, 0, len(index), stage="validation", device=self.device)
         told = conditioner(conditioner.corrupted(batch.fields, draw), len(index))
         if not isinstance(prior, CodePrior):
             raise TypeError(type(prior).__name__)

@@ -18,11 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from moyai import build, console
-from moyai.checkpoints import models, native
+from moyai import console
+from moyai.build.conditions import build_conditioner
+from moyai.build.data import facts_of, read_data, with_tokenizers
+from moyai.build.firststage import build_autoencoder, build_rival
+from moyai.build.prior import build_prior
+from moyai.checkpoints import models
 from moyai.checkpoints.lock import RunLock
+from moyai.conditioning.conditioner import Encoding
 from moyai.console import Reporter
 from moyai.data import latents, splits
 from moyai.data import report as data_report
@@ -32,17 +38,17 @@ from moyai.devices import chosen
 from moyai.errors import ConfigError, RequestError, choices
 from moyai.evaluation import report, section
 from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
-from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
 from moyai.model import LatentModel, example_rows, told_fields
 from moyai.nets.precision import keep_memory
 from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.training import budget
 from moyai.training.adoption import adopt
+from moyai.training.encoding import encode_pictures
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
 from moyai.training.perception import perception
-from moyai.training.prior import PREVIEW_STEPS, CodeTraining, PriorTraining, training_of
+from moyai.training.prior import CodeTraining, PriorTraining, training_of
 from moyai.training.record import Record
 from moyai.training.signals import Interrupted, Signals
 
@@ -127,12 +133,13 @@ class Run:
 
     def _read_data(self, allow_change: bool) -> None:
         with self.record.timed("data"):
-            images = build.read_data(self.recipe.data, cache_folder(), self._progress)
+            images = read_data(self.recipe.data, cache_folder(), self._progress)
             self.train_index, self.held_out_index = splits.split(images, self.recipe.data.validation)
         self.train, self.held_out = images.subset(self.train_index), images.subset(self.held_out_index)
-        facts = build.facts_of(images, self.train)
+        facts = facts_of(images, self.train)
         self.recipe = resolve.resolve(self.recipe, facts)
-        self.facts = build.with_tokenizers(self.recipe, facts, self.train)
+        self.facts = with_tokenizers(self.recipe, facts, self.train)
+        self._check_told()
         self.change = self.record.data_change(images, allowed=allow_change)
         if self.change:
             self.reporter.warn(f"the data have changed since this run was begun: {self.change}")
@@ -147,6 +154,14 @@ class Run:
             self.reporter.say(line)
         for warning in found.warnings:
             self.reporter.warn(warning)
+
+    def _check_told(self) -> None:
+        """What is told is wrong now, not after the first stage has been trained."""
+        conditioner = build_conditioner(self.recipe, self.facts)
+        if not any(isinstance(condition, Encoding) for condition in conditioner.conditions.values()):
+            told_fields(conditioner, self.train.subset(np.arange(min(1, self.train.count))))
+        for field, count in conditioner.truncated(self.train.fields).items():
+            self.reporter.warn(f"{count} of {self.train.count} {field}s have more tokens than fit and lose their end")
 
     def _perceive(self) -> None:
         """The network the first stage's perceptual distance is taken in: read, or trained on these pictures first."""
@@ -192,20 +207,13 @@ class Run:
         costs = budget.measure(self.recipe, self.facts, self.train, self.device, perceptual=self.perceptual)
         if self.record.finished("first_stage"):  # taken over: the minutes are the prior's
             costs = replace(costs, first_stage_step=0.0)
-        sampling, pictures = self.recipe.sampling, self.recipe.report
-        count = pictures.per_class * len(self.facts.classes) if self.facts.classes else pictures.samples
-        evaluations, preview = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1), PREVIEW_STEPS
-        if self.recipe.prior.kind == "codes":  # a forward is a code
-            factor = self.recipe.first_stage.net.factor or 1
-            evaluations = preview = -(-self.facts.height // factor) * -(-self.facts.width // factor)
-        forwards = -(-count // sampling.batch) * evaluations + 40 + 10 * 2 * preview
         made = budget.plan(
             self.recipe,
             costs,
             pictures=self.train.count + self.held_out.count,
             flips=self.recipe.data.flip,
             elapsed=time.perf_counter() - self.started,
-            forwards=forwards,
+            forwards=budget.sampler_forwards(self.recipe, self.facts),
         )
         self.reporter.say(f"the budget comes to {made.overrides()}")
         return {
@@ -223,68 +231,19 @@ class Run:
             return
         stage = FirstStageTraining(
             self.recipe,
-            build.autoencoder(self.recipe, self.facts),
+            build_autoencoder(self.recipe, self.facts),
             self.train,
             self.held_out,
             self.device,
             perceptual=self.perceptual,
-            rival=build.rival(self.recipe, self.facts),
+            rival=build_rival(self.recipe, self.facts),
         )
         self._run(stage, {"data": self.data["fingerprint"]})
 
     def _latents(self) -> None:
         if "first_stage" in resolve.stages(self.recipe):
             self.record.needs("first_stage")
-        folder = self.folder / "latents"
-        native.sweep(folder)
-        codec, known = None, False
-        if (folder / "statistics").is_dir():
-            codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
-            done = [
-                latents.sealed(folder / half, codec=codec.digest(), data=images.fingerprint)
-                for half, images in self._halves()
-            ]
-            if all(done):
-                return
-            known = self._prior_begun_on(codec.digest())
-        with self.record.timed("latents"):
-            if codec is None or not known:
-                codec = models.untuned_codec(self.folder, self.recipe, self.facts, self.device)
-            self._encode(codec, folder, measure=not known)
-
-    def _prior_begun_on(self, codec: str) -> bool:
-        """Whether there is a prior in these coordinates, which must then stay as they are (the data may change)."""
-        stage = self.folder / "prior"
-        if (stage / "model").is_dir():
-            return bool(native.inspect(stage / "model")["info"].get("codec") == codec)
-        newest = native.newest(stage / "checkpoints")
-        return newest is not None and newest.manifest["info"].get("codec") == codec
-
-    def _encode(self, codec: Codec, folder: Path, *, measure: bool) -> None:
-        for half, images in self._halves():
-            latents.build(
-                folder / half,
-                images,
-                codec,
-                flips=self.recipe.data.flip and half == "train",
-                device=self.device,
-                progress=functools.partial(self._progress, f"encoding {half}"),
-            )
-        if measure:
-            self._measure(codec, folder)
-        for half, images in self._halves():
-            latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
-
-    def _measure(self, codec: Codec, folder: Path) -> None:
-        """The statistics of all training latents, into the codec and the run."""
-        if isinstance(codec, LatentCodec):
-            statistics = LatentStatistics()
-            cache = latents.read(folder / "train", self.train, codec=None)
-            for variant in cache.variants:
-                for stored in cache.stored(variant, 4096):
-                    statistics.add(stored)
-            codec.measured(statistics.result())
-        native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})
+        encode_pictures(self.record, self.recipe, self.facts, self._halves(), self.device, self._progress)
 
     def _prior(self) -> None:
         if self.record.finished("prior"):
@@ -292,14 +251,17 @@ class Run:
         self.record.needs(*resolve.stages(self.recipe)[:-1], "latents/statistics")
         codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
         caches = [
-            latents.read(self.folder / "latents" / h, images, codec=codec.digest()) for h, images in self._halves()
+            latents.read(self.folder / "latents" / half, images, codec=codec.digest())
+            for half, images in self._halves().items()
         ]
-        conditioner = build.conditioner(self.recipe, self.facts)
+        conditioner = build_conditioner(self.recipe, self.facts)
+        for half, images in self._halves().items():
+            conditioner.encode(images.fields, functools.partial(self._progress, f"encoding {half} captions"))
         caches = [
             replace(cache, fields=told_fields(conditioner, images))
-            for cache, (_, images) in zip(caches, self._halves(), strict=True)
+            for cache, images in zip(caches, self._halves().values(), strict=True)
         ]
-        prior = build.prior(self.recipe, conditioner, codec.shape(), self.device)
+        prior = build_prior(self.recipe, conditioner, codec.shape(), self.device)
         model = LatentModel(codec, conditioner, prior, self.recipe, self.facts)
         model.examples = model.told(self.held_out, example_rows(self.held_out.count))
         models.write_examples(self.folder, model.examples)
@@ -321,7 +283,7 @@ class Run:
             self.held_out,
             self.device,
             perceptual=perception(config.objective, self.train, self.recipe.seed, path, self._progress),
-            rival=build.rival(self.recipe, self.facts, config.objective),
+            rival=build_rival(self.recipe, self.facts, config.objective),
             decoder=config,
         )
         self._run(stage, {"data": self.data["fingerprint"]})
@@ -369,5 +331,5 @@ class Run:
         if self.signals.stopping is not None:
             raise Interrupted(self.signals.stopping, "the same command goes on where this left off")
 
-    def _halves(self) -> tuple[tuple[str, ImageSet], tuple[str, ImageSet]]:
-        return ("train", self.train), ("held-out", self.held_out)
+    def _halves(self) -> dict[str, ImageSet]:
+        return {"train": self.train, "held-out": self.held_out}

@@ -1,0 +1,74 @@
+"""The latents stage: every picture encoded once, and the statistics of the training latents measured.
+
+The statistics are the prior's coordinates. Once a prior was begun in them they stay as they are, also where the data
+have changed since; until then they are measured anew. Both halves of the data are sealed last, each with the codec and
+the data it was made of, and halves so sealed are not encoded again.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from moyai.checkpoints import models, native
+from moyai.data import latents
+from moyai.data.images import ImageSet
+from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
+from moyai.recipe.model import Recipe
+from moyai.recipe.resolve import DataFacts
+from moyai.training.record import Record
+
+
+def encode_pictures(
+    record: Record,
+    recipe: Recipe,
+    facts: DataFacts,
+    halves: Mapping[str, ImageSet],
+    device: torch.device,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Whatever of the folder `latents` is not there yet. halves: "train" and "held-out"; the former is measured."""
+    folder = record.folder / "latents"
+    native.sweep(folder)
+    codec, known = None, False
+    if (folder / "statistics").is_dir():
+        codec = models.read_codec(record.folder, recipe, facts, device)
+        done = [
+            latents.sealed(folder / half, codec=codec.digest(), data=images.fingerprint)
+            for half, images in halves.items()
+        ]
+        if all(done):
+            return
+        known = _prior_begun_on(record.folder / "prior", codec.digest())
+    with record.timed("latents"):
+        if codec is None or not known:
+            codec = models.untuned_codec(record.folder, recipe, facts, device)
+        for half, images in halves.items():
+            told = functools.partial(progress, f"encoding {half}")
+            flips = recipe.data.flip and half == "train"
+            latents.build(folder / half, images, codec, flips=flips, device=device, progress=told)
+        if not known:
+            _measure(codec, halves["train"], folder)
+        for half, images in halves.items():
+            latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
+
+
+def _prior_begun_on(stage: Path, codec: str) -> bool:
+    """Whether there is a prior in these coordinates."""
+    if (stage / "model").is_dir():
+        return bool(native.inspect(stage / "model")["info"].get("codec") == codec)
+    newest = native.newest(stage / "checkpoints")
+    return newest is not None and newest.manifest["info"].get("codec") == codec
+
+
+def _measure(codec: Codec, train: ImageSet, folder: Path) -> None:
+    """The statistics of all training latents, into the codec and the run."""
+    if isinstance(codec, LatentCodec):
+        statistics = LatentStatistics()
+        cache = latents.read(folder / "train", train, codec=None)
+        for variant in cache.variants:
+            for stored in cache.stored(variant, 4096):
+                statistics.add(stored)
+        codec.measured(statistics.result())
+    native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})
