@@ -1,5 +1,6 @@
 """Every condition from data to report: what is told in training can be asked of the model, together or alone."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import moyai
 import tiny
 from moyai import cli, pictures, tasks
 from moyai.checkpoints import models
-from moyai.commands import outputs
+from moyai.commands import asking, outputs
 from moyai.errors import ConfigError, RequestError
 from moyai.files import read_json
 from moyai.recipe import reading
@@ -121,11 +122,11 @@ def test_the_command_line_asks_in_words_and_files(run: Path, tmp_path: Path, cap
     assert cli.main([*words, *asked, "--picture", str(tmp_path / "small.png")]) == 2  # and what is missing of it?
     assert "needs a picture to begin with, and masked was not given" in capsys.readouterr().err
     Image.fromarray(np.ones((SIDE, SIDE - 1), np.uint8)).save(tmp_path / "narrow.png")
-    Image.fromarray(np.ones((SIDE, SIDE, 3), np.uint8)).save(tmp_path / "colour.png")
+    Image.fromarray(np.arange(SIDE * SIDE * 3, dtype=np.uint8).reshape(SIDE, SIDE, 3)).save(tmp_path / "colour.png")
     for extra, message in (
         (["--map", str(tmp_path / "narrow.png")], "the map is 32 x 31; this model takes 32 x 32"),
-        (["--map", str(tmp_path / "colour.png")], "has colours (RGB)"),
-        (["--map", str(tmp_path / "none.png")], "cannot be read"),
+        (["--map", str(tmp_path / "colour.png")], "has colours; the maps of this model have one number a pixel"),
+        (["--map", str(tmp_path / "none.png")], "cannot be read as a map of regions: No such file"),
         (["--number", "age"], "is not of the form field=number"),
         (["--number", "age=70"], "this model can be told caption, mask"),
         (["--mask", str(tmp_path / "map.png")], "none is given"),
@@ -141,13 +142,65 @@ def test_the_command_line_asks_in_words_and_files(run: Path, tmp_path: Path, cap
     ("conditions", "message"),
     [
         ({"age": {"kind": "scalar", "field": "age"}}, "needs the field 'age' of the data, which have caption, mask"),
-        ({"caption": {"kind": "scalar", "field": "caption"}}, "needs numbers, and 'caption'"),
+        ({"caption": {"kind": "scalar", "field": "caption"}}, "needs numbers that differ, and 'caption'"),
         ({"class": {"kind": "class"}}, "needs classes, and the data have none"),
     ],
 )
 def test_conditions_the_data_cannot_give_are_refused(conditions: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         moyai.train(recipe(tmp_path, conditions), out=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("first_stage/*"))  # at once, not when the first stage has been trained
+
+
+def test_a_class_is_read_from_a_field_that_there_is(tmp_path: Path) -> None:
+    tree = tiny.tree(tiny.folder(tmp_path / "pictures"), {"first_stage.train": FEW, "prior.train": FEW})
+    tree["prior"]["conditions"] = {"class": {"kind": "class", "field": "nothing"}}
+    with pytest.raises(ConfigError, match="needs the field 'nothing'"):
+        moyai.train(reading.parse(tree), out=tmp_path / "run")
+
+
+def test_captions_that_do_not_fit_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    short = {"caption": CONDITIONS["caption"] | {"length": 4}}
+    path = tmp_path / "recipe.json"
+    path.write_text(reading.to_json(recipe(tmp_path, short)), encoding="utf-8")
+    assert cli.main(["train", str(path), "--out", str(tmp_path / "run"), "--stage", "first_stage"]) == 0
+    assert "36 of 36 captions have more tokens than fit and lose their end" in capsys.readouterr().err
+
+
+def test_what_is_missing_of_a_picture_is_cut_as_the_picture_is(run: Path, tmp_path: Path) -> None:
+    """A wide photo is cut to its middle, and so is the mask: the hole stays where it is in the photo."""
+    model = models.load(run)
+    photo, mask = np.full((SIDE, 3 * SIDE, 3), 200, np.uint8), np.zeros((SIDE, 3 * SIDE), np.uint8)
+    mask[:, SIDE : SIDE + 8] = 255  # the first eight columns of the middle
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    told = asking.others(model, pictures=[tmp_path / "photo.png"], mask=tmp_path / "mask.png")["masked"][0]
+    missing = told[-1] > 0
+    assert missing[:, :8].all()
+    assert not missing[:, 8:].any()
+    Image.fromarray(mask[:, : 2 * SIDE]).save(tmp_path / "other.png")
+    with pytest.raises(
+        RequestError, match=r"must have the size of the picture, but .*other\.png is 32 x 64 and .*96"
+    ):
+        asking.others(model, pictures=[tmp_path / "photo.png"], mask=tmp_path / "other.png")
+
+
+def test_maps_in_colours_are_asked_for_by_their_colours(run: Path, tmp_path: Path) -> None:
+    """Where masks in training were colours, and grey saved as RGB where they were numbers."""
+    model = models.load(run)
+    colours = dataclasses.replace(model, facts=model.facts.model_copy(update={"regions": ("#000000", "#0a141e")}))
+    wanted = np.random.default_rng(0).integers(0, 2, (SIDE, SIDE))
+    picture = tmp_path / "map.png"
+    Image.fromarray((wanted[..., None] * [10, 20, 30]).astype(np.uint8)).save(picture)
+    assert np.array_equal(asking.others(colours, maps=[picture])["mask"][0], wanted)
+    Image.fromarray((wanted[..., None] * [10, 20, 31]).astype(np.uint8)).save(picture)
+    with pytest.raises(RequestError, match="has the value #0a141f; the masks of the data have #000000, #0a141e"):
+        asking.others(colours, maps=[picture])
+    Image.fromarray(np.repeat(wanted[..., None], 3, 2).astype(np.uint8)).save(picture)
+    assert np.array_equal(asking.others(model, maps=[picture])["mask"][0], wanted)
+    Image.fromarray(wanted.astype(np.uint8)).save(picture)
+    with pytest.raises(RequestError, match="has one number a pixel; the masks of the data have colours"):
+        asking.others(colours, maps=[picture])
 
 
 def test_captions_are_made_of_classes(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ _EDITS = {
     "data.resolution": st.none() | st.integers(4, 9999) | st.tuples(st.integers(4, 99), st.integers(4, 99)),
     "prior.conditions": st.none()
     | st.dictionaries(
-        st.text("abc.", min_size=1, max_size=3),
+        st.text("abc-", min_size=1, max_size=3).filter(lambda s: s.strip("-")),
         st.builds(lambda field: {"kind": "class", "width": 3, "field": field}, st.uuids().map(str)),
     ),
     "prior.parameterization": st.sampled_from([{"kind": "flow"}, {"kind": "eps", "table": {"kind": "linear"}}]),

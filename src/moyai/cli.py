@@ -101,10 +101,8 @@ def _add_sample(commands: Any) -> None:
     p.add_argument("--mask", type=Path, default=None, metavar="FILE", help="white where --picture is to be filled in")
     p.add_argument("--n", type=int, default=8, help="pictures of each combination of what is asked")
     p.add_argument("--seed", type=int, default=0, help="of the first picture; picture i has seed + i")
-    p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
-    p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
+    _walk_words(p)
     p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
-    p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
     p.add_argument("--eta", type=float, default=None, help="fresh noise; of euler, 0 is DDIM and 1 is DDPM")
     p.add_argument(
         "--temperature", type=float, default=None, help="of priors over codes: below 1 likelier codes, 0 the likeliest"
@@ -147,9 +145,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     p.add_argument("--snapshots", action="store_true", help="also judge each average that training kept, by step")
     p.add_argument("--seed", type=int, default=None, help="of a run's first sample (default: 1000000)")
-    p.add_argument("--steps", type=int, default=None, help="sampler steps (default: the recipe's)")
-    p.add_argument("--sampler", default=None, help="euler, heun, ... (default: the recipe's)")
-    p.add_argument("--guidance", type=float, default=None, help="classifier-free; 1 is none (default: the recipe's)")
+    _walk_words(p)
     p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--quiet", action="store_true", help="only warnings and the table")
@@ -165,9 +161,7 @@ def _add_compare(commands: Any) -> None:
     p.add_argument("--caption", nargs="+", default=None, metavar="TEXT", help="what to draw, in words")
     p.add_argument("--n", type=int, default=None, help="pictures of each combination (default: 8 in all, or more)")
     p.add_argument("--seed", type=int, default=0, help="of the first column; column i has seed + i")
-    p.add_argument("--steps", type=int, default=None, help="sampler steps (default: each recipe's own)")
-    p.add_argument("--sampler", default=None, help="euler, heun, ... (default: each recipe's own)")
-    p.add_argument("--guidance", type=float, default=None, help="classifier-free (default: each recipe's own)")
+    _walk_words(p, "each recipe's own")
     p.add_argument("--out", type=Path, default=Path("comparison.png"), help="the picture, a row a run")
     p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the table there")
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
@@ -215,6 +209,18 @@ def _add_recipe(commands: Any) -> None:
     p.add_argument("key", nargs="?", default="", help="a section or key, such as prior.train")
 
 
+def _walk_words(p: argparse.ArgumentParser, whose: str = "the recipe's") -> None:
+    p.add_argument("--steps", type=int, default=None, help=f"sampler steps (default: {whose})")
+    p.add_argument("--sampler", default=None, help=f"euler, heun, ... (default: {whose})")
+    p.add_argument(
+        "--guidance",
+        action="append",
+        default=None,
+        metavar="[CONDITION=]WEIGHT",
+        help=f"classifier-free; 1 is none; of one condition by its name; may be repeated (default: {whose})",
+    )
+
+
 def _recipe_words(p: argparse.ArgumentParser) -> None:
     p.add_argument("recipe", metavar="RECIPE", help="a .toml file, its name under recipes/, or a run's folder")
     p.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="laid over the recipe")
@@ -245,43 +251,36 @@ def _train(o: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(o: argparse.Namespace) -> int:
-    from moyai import pictures, tasks
-    from moyai.checkpoints.models import load
-    from moyai.commands import asking, outputs
+def _device(o: argparse.Namespace) -> Any:
+    """The device a command computes on, for which memory is kept from one forward to the next."""
     from moyai.devices import chosen
     from moyai.nets.precision import keep_memory
 
     keep_memory()
-    outputs.check(o.out, o.gif)
+    return chosen(o.device)
+
+
+def _sample(o: argparse.Namespace) -> int:
+    from moyai.commands import asking
+    from moyai.commands.sample import Options, sample
+
     of_codes = ("temperature", "top_k", "top_p")
-    names = ("n", "seed", "steps", "sampler", "grid", "guidance", "eta", "batch", *of_codes)
+    drawn = {name: getattr(o, name) for name in ("n", "seed", "steps", "sampler", "grid", "eta", "batch", *of_codes)}
+    drawn["guidance"] = asking.guidance(o.guidance)
+    words = ("like", "classes", "position", "caption", "number", "map", "picture", "mask")
+    asked = {name: getattr(o, name) for name in words}
     with console.reporter(quiet=o.quiet) as reporter:
-        model = load(o.path, device=chosen(o.device), warn=reporter.warn)
-        if o.like is None:
-            settings = {name: getattr(o, name) for name in names}
-            others = asking.others(model, numbers=o.number, maps=o.map, pictures=o.picture, mask=o.mask)
-            asked = {"positions": o.position, "captions": o.caption, "others": others}
-            request = tasks.request(model, o.classes, **asked, **settings)
-        else:
-            given = asking.others(model, maps=o.map, pictures=o.picture, mask=o.mask)
-            request, changes = tasks.like(model, pictures.read_recipe(o.like), given)
-            for change in changes:
-                reporter.warn(f"{o.like} may not come out the same to the bit: {change}")
-        images = tasks.collect(model, request, lambda done, total: reporter.progress("sampling", done, total))
-        for line in outputs.write(model, request, images, o.out, o.gif):
+        for line in sample(o.path, reporter, Options(o.out, o.gif, device=_device(o), **asked), drawn):
             reporter.say(line)
     return 0
 
 
 def _evaluate(o: argparse.Namespace) -> int:
+    from moyai.commands import asking
     from moyai.commands.evaluate import Options, evaluate
-    from moyai.devices import chosen
-    from moyai.nets.precision import keep_memory
 
-    keep_memory()
-    settings = {name: getattr(o, name) for name in ("steps", "sampler", "guidance")}
-    options = Options(o.against, o.extractor, o.n, o.seed, o.json, chosen(o.device), o.snapshots)
+    settings = {"steps": o.steps, "sampler": o.sampler, "guidance": asking.guidance(o.guidance)}
+    options = Options(o.against, o.extractor, o.n, o.seed, o.json, _device(o), o.snapshots)
     with console.reporter(quiet=o.quiet) as reporter:
         for line in evaluate(o.path, reporter, options, settings):
             console.result(line)
@@ -289,13 +288,12 @@ def _evaluate(o: argparse.Namespace) -> int:
 
 
 def _compare(o: argparse.Namespace) -> int:
+    from moyai.commands import asking
     from moyai.commands.compare import Options, compare
-    from moyai.devices import chosen
-    from moyai.nets.precision import keep_memory
 
-    keep_memory()
-    drawn = {name: getattr(o, name) for name in ("classes", "n", "seed", "steps", "sampler", "guidance")}
-    options = Options(o.out, positions=o.position, captions=o.caption, json=o.json, device=chosen(o.device), **drawn)
+    drawn = {name: getattr(o, name) for name in ("classes", "n", "seed", "steps", "sampler")}
+    drawn["guidance"] = asking.guidance(o.guidance)
+    options = Options(o.out, positions=o.position, captions=o.caption, json=o.json, device=_device(o), **drawn)
     with console.reporter(quiet=o.quiet) as reporter:
         for line in compare(o.paths, reporter, options):
             console.result(line)
@@ -304,11 +302,8 @@ def _compare(o: argparse.Namespace) -> int:
 
 def _reconstruct(o: argparse.Namespace) -> int:
     from moyai.commands.reconstruct import Options, reconstruct
-    from moyai.devices import chosen
-    from moyai.nets.precision import keep_memory
 
-    keep_memory()
-    options = Options(o.out, o.size == "native", o.tile, o.position, o.json, chosen(o.device))
+    options = Options(o.out, o.size == "native", o.tile, o.position, o.json, _device(o))
     with console.reporter(quiet=o.quiet) as reporter:
         for line in reconstruct(o.path, o.pictures, reporter, options):
             console.result(line)

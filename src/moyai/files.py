@@ -7,17 +7,21 @@ never a part, also after a kill at any moment; the fsync makes that hold for a p
 
 import contextlib
 import errno
+import io
 import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moyai.errors import DataError, SaveError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PIECE = 1 << 24  # bytes handed to the system at once
 _TEMPORARY = re.compile(r"\.moyai-tmp-[0-9a-f]{32}")
@@ -95,6 +99,16 @@ def write_pieces_atomic(path: str | Path, pieces: Iterable[Bytes], needed: int) 
 def write_atomic(path: str | Path, data: bytes) -> None:
     """`data` at `path`, whole or not at all. SaveError where the disk says no."""
     write_pieces_atomic(path, [data], len(data))
+
+
+def write_arrays_atomic(path: str | Path, arrays: "Mapping[str, np.ndarray]") -> None:
+    """Arrays by name as a compressed .npz. Text of any length goes in as plain text, nothing is pickled."""
+    import numpy as np
+
+    plain = {name: rows.astype(np.str_) if rows.dtype.kind == "O" else rows for name, rows in arrays.items()}
+    data = io.BytesIO()
+    np.savez_compressed(data, **plain)  # type: ignore[arg-type]
+    write_atomic(path, data.getvalue())
 
 
 def canonical_json(obj: Any, *, allow_nan: bool = False) -> bytes:

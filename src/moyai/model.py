@@ -85,8 +85,6 @@ class LatentModel:
     def told(self, images: ImageSet, index: np.ndarray) -> dict[str, np.ndarray]:
         """What the prior can be told of some pictures of a data set, (n, ...) each, as a request takes it."""
         found = {name: np.asarray(images.fields[name][index]) for name in self.fields if name in images.fields}
-        # Captions of a large set are objects, so that one long one does not widen all; files hold plain text.
-        found = {name: rows.astype(np.str_) if rows.dtype.kind == "O" else rows for name, rows in found.items()}
         made = {name: torch.from_numpy(images.pixels[index]) for name in self.fields if name in FROM_PICTURES}
         draw = Draw(0, 0, len(index), stage="examples")
         return found | {name: made_of.numpy() for name, made_of in self.conditioner.corrupted(made, draw).items()}

@@ -7,9 +7,8 @@ back.
 
 import hashlib
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from moyai.randomness import SEEDS, check_seed
 from moyai.version import __version__
 
 POSITIONS = 8  # drawn where positions are known and none is asked for
+LARGEST = float(np.finfo(np.float32).max)  # of the numbers asked for
 SETTINGS = ("steps", "sampler", "grid", "guidance", "eta", "batch", "temperature", "top_k", "top_p")
 OF_CODES = {"sampler": "codes", "grid": "codes", "eta": 0.0}  # a prior over codes takes its places one by one
 OF_DIFFUSION = {"temperature": 1.0, "top_k": None, "top_p": 1.0}  # which has no probabilities to cut
@@ -40,6 +40,7 @@ class Request:
     """Pictures to draw: `n` of each row of `asked` (of the data as a whole where nothing is asked).
 
     asked: class numbers, positions in [0, 1], captions, numbers of other fields, maps (H, W) uint8, ..., by field.
+    guidance: the weight of what has none of its own in the model's recipe; or that of each condition by its name.
     """
 
     n: int = 8
@@ -48,7 +49,7 @@ class Request:
     steps: int = 20
     sampler: str = "dpmpp_2m"
     grid: str = "karras"
-    guidance: float = 1.0
+    guidance: float | Mapping[str, float] = 1.0
     eta: float = 0.0
     batch: int = 32
     temperature: float = 1.0  # these three of a prior over codes
@@ -92,11 +93,13 @@ def request(
 
     Classes, positions, captions and `others` (numbers and arrays, by field) are combined, each with each; `rows` are
     taken as they are. Where nothing is given: all classes, and eight positions over the whole range, if that is all
-    the model can be told; otherwise the examples that its run kept of its held-out data.
+    the model can be told; otherwise the examples that its run kept of its held-out data. Among the settings, guidance
+    may be weights by condition, where "*" stands for those that are neither named nor given one by the recipe.
 
     Raises RequestError naming what was given and what is possible.
     """
     values, fixed = _settings(model)
+    usual = values["guidance"]
     for name, value in settings.items():
         if name not in (*SETTINGS, "n", "seed"):
             raise RequestError(f"{name} is no setting of a request; {choices(name, (*SETTINGS, 'n', 'seed'))}")
@@ -115,9 +118,10 @@ def request(
     if len({len(each) for each in rows.values()}) > 1:
         raise RequestError("the rows of a request need a value for each field they name")
     asked = {name: tuple(_checked(model, name, each)) for name, each in rows.items()}
-    made = Request(asked=asked, **values)
+    by_condition = values["guidance"] if isinstance(values["guidance"], Mapping) else None
+    made = Request(asked=asked, **values | ({} if by_condition is None else {"guidance": usual}))
     _check(made)
-    return made
+    return made if by_condition is None else replace(made, guidance=model.conditioner.weights(by_condition, usual))
 
 
 def _settings(model: LatentModel) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,9 +172,10 @@ def _checked(model: LatentModel, name: str, values: Sequence[Any]) -> list[Any]:
     if name in PICTURED:
         return [_array_checked(model, name, np.asarray(value)) for value in values]
     for value in values:
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        number = number and abs(float(value)) < LARGEST
         if name != "position" and not number:
-            raise RequestError(f"{name} {value!r} is no finite number")
+            raise RequestError(f"{name} {value!r} is no finite number of float32")
         if name == "position" and not (number and 0 <= value <= 1):
             raise RequestError(
                 f"position {value!r} is out of range; possible: 0 to 1, the share of the volume below it"
@@ -243,7 +248,7 @@ def _array(name: str, values: Sequence[Any]) -> np.ndarray:
     if name in PICTURED:
         return np.stack(values)
     if name == "caption":
-        return np.array(values, dtype=np.str_)
+        return np.array(values, dtype=object)  # as "U" each would take the room of the longest
     return np.array(values, dtype=np.int64 if name == "class" else np.float32)
 
 

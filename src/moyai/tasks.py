@@ -95,14 +95,24 @@ def told_of(model: LatentModel, r: Request) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in model.conditioner.prepared(r.fields()).items()}
 
 
-def bound(model: LatentModel, told: Mapping[str, Tensor], count: int, scale: float) -> Denoise:
-    """The guided denoiser of `count` pictures with what is told of them bound."""
+def encode(model: LatentModel, r: Request, progress: Callable[[int, int], None]) -> None:
+    """Have a published text encoder read a request's captions, before the first step has to wait for it.
+
+    progress(done, total) counts captions that are new to it; it is not called where there are none.
+    """
+    model.conditioner.encode(r.fields(), progress)
+
+
+def bound(model: LatentModel, told: Mapping[str, Tensor], count: int, scale: float | Mapping[str, float]) -> Denoise:
+    """The guided denoiser of `count` pictures with what is told of them bound; scale as a request's guidance."""
     made = nested(model.diffusion.denoiser, *nest(model, told, count, scale))
     # Pixels have bounds, which Ho et al. (2020) keep their estimates in.
     return clamped(made, -1.0, 1.0) if model.recipe.codec.kind == "pixels" else made
 
 
-def nest(model: LatentModel, told: Mapping[str, Tensor], count: int, scale: float) -> tuple[list[Cond], list[float]]:
+def nest(
+    model: LatentModel, told: Mapping[str, Tensor], count: int, scale: float | Mapping[str, float]
+) -> tuple[list[Cond], list[float]]:
     """The conditions that guidance nests, nothing first, and the weight of each after it."""
     steps = model.conditioner.guided_by(told, scale)
     conds = [model.conditioner({name: told[name] for name in names}, count) for names, _ in steps]
@@ -147,12 +157,13 @@ def sample(
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
-    guidance: float | None = None,
+    guidance: float | Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Draw `n` pictures of each combination of what is asked: (count, H, W, C) uint8, in that order.
 
     others: values of further fields of the data by name, such as {"age": [70.0]} or {"mask": [array (H, W)]}.
+    guidance: one weight, or weights by condition, such as {"caption": 4.0, "class": 1.5}.
     """
     asked = {"positions": positions, "captions": captions, "others": others}
     settings = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}

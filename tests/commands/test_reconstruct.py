@@ -213,7 +213,7 @@ def test_the_difference_is_scaled_by_the_largest_power_of_two_that_fits() -> Non
 
 def test_a_first_stage_that_is_told_a_position(reconstruct: Command, tmp_path: Path) -> None:
     """It is null unless it is said, and then it changes what comes of the picture."""
-    from moyai import build
+    from moyai.build.firststage import build_autoencoder
     from moyai.recipe import reading
     from moyai.recipe.resolve import DataFacts, resolve
 
@@ -225,7 +225,7 @@ def test_a_first_stage_that_is_told_a_position(reconstruct: Command, tmp_path: P
         "first_stage.train.steps": 1,
     }
     recipe = resolve(tiny.recipe(tmp_path, changes), facts)
-    model = build.autoencoder(recipe, facts)
+    model = build_autoencoder(recipe, facts)
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -89,6 +89,16 @@ def test_contexts_of_other_widths_cannot_stand_together() -> None:
         Conditioner({str(w): ClassEmbedding(ClassCondition(width=w), 3) for w in (4, 8)})
 
 
+def test_conditions_may_be_called_what_modules_call_their_own_parts() -> None:
+    names = ("type", "values", "half", "to", "train", "items")
+    both = Conditioner({name: ClassEmbedding(ClassCondition(), 3) for name in names})
+    assert tuple(both.conditions) == names
+    other = Conditioner({name: ClassEmbedding(ClassCondition(), 3) for name in names})
+    other.load_state_dict(both.state_dict())
+    assert all(key.split(".")[1] in names for key in both.state_dict() if key.startswith("conditions."))
+    assert both.half().train().to("cpu") is both
+
+
 def test_nothing_told_is_no_condition() -> None:
     made = Conditioner({})
     assert (len(made.null(3)), made.fields(), made.vector_width, made.context_width) == (0, (), None, None)

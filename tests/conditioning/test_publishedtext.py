@@ -13,11 +13,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+import moyai
+import tiny
+from moyai import console
+from moyai.checkpoints import models
+from moyai.commands.sample import Options, sample
 from moyai.conditioning import publishedtext, texttable
 from moyai.conditioning.conditioner import Conditioner
 from moyai.conditioning.config import PublishedTextCondition
 from moyai.conditioning.publishedtext import PublishedText
 from moyai.errors import CheckpointError, ConfigError, DataError, SaveError
+from moyai.recipe import reading
 
 transformers = pytest.importorskip("transformers", exc_type=ImportError)
 tokenizers = pytest.importorskip("tokenizers", exc_type=ImportError)
@@ -341,6 +347,56 @@ def test_what_is_interrupted_leaves_nothing_behind(
         told(condition(folders["clip"], tmp_path / "file"), MANY)
 
 
+@pytest.mark.parametrize("kept_on_disk", [True, False])
+def test_what_is_encoded_is_counted(
+    folders: dict[str, Path], tmp_path: Path, forwards: list[str], kept_on_disk: bool
+) -> None:
+    """In what is done of how much there is new to do; nothing is said where nothing is to be done."""
+    cache = tmp_path if kept_on_disk else None
+    made = condition(folders["clip"], cache)
+    told_it = Conditioner({"text": made})
+    counted: list[tuple[int, int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        counted.append((done, total, len(forwards)))
+
+    told_it.encode({"class": np.zeros(3), "caption": np.array(MANY[:3], dtype=object)}, progress)
+    assert counted == [(3, 3, 3)]
+    counted.clear()
+    told_it.encode({"caption": np.array(MANY * 2, dtype=object)}, progress)
+    total = 78 if kept_on_disk else 77  # the file has the empty caption, the null, beside the 77 that are new
+    assert counted == [(done, total, 3 + done) for done in (32, 64, total)]
+    counted.clear()
+    rows = told_it.prepared({"caption": np.array(MANY, dtype=object)})["caption"]
+    assert len(forwards) == 3 + total  # all was done beforehand
+    told_it.encode({"caption": np.array(MANY, dtype=object)}, progress)
+    told_it.encode({"class": np.zeros(3)}, progress)
+    assert counted == []
+    plain = condition(folders["clip"])
+    expected = plain(told(plain, MANY), kept(torch.zeros(80))).context
+    assert torch.equal(made(torch.from_numpy(rows), kept(torch.zeros(80))).context, expected)
+    if kept_on_disk:  # and another start finds the file
+        again = condition(folders["clip"], cache)
+        told(again, MANY[:3])
+        Conditioner({"text": again}).encode({"caption": np.array(MANY, dtype=object)}, progress)
+        assert counted == []
+
+
+def test_where_progress_stops_it_nothing_is_left_behind(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As where a signal asks a training to leave."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    made = condition(folders["clip"], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        made.encode(np.array(MANY, dtype=object), stop)
+    assert list((tmp_path / "texts").iterdir()) == []
+    whole = condition(folders["clip"])
+    rows = told(made, MANY)
+    assert torch.equal(made(rows, kept(rows)).context, whole(told(whole, MANY), kept(rows)).context)
+
+
 def test_long_captions_are_cut_and_counted(folders: dict[str, Path]) -> None:
     made = condition(folders["clip"])
     values = np.array(["red " * 25_000, "red " * 22, "red " * 23, "", "red " * 23], dtype=object)
@@ -434,22 +490,41 @@ def test_no_other_package_draws_bars_or_tables(folders: dict[str, Path], capfd: 
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_prior_is_told_by_a_published_encoder_and_by_no_other(folder: Path, tmp_path: Path) -> None:
-    import moyai
-    import tiny
-    from moyai.checkpoints import models
-    from moyai.recipe import reading
+class Heard(console.Silent):
+    """What a long command reports."""
 
+    def __init__(self) -> None:
+        self.progressed: dict[str, list[tuple[int, int]]] = {}
+
+    def progress(self, what: str, done: int, total: int, note: str = "") -> None:
+        self.progressed.setdefault(what, []).append((done, total))
+
+
+def test_a_prior_is_told_by_a_published_encoder_and_by_no_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forwards: list[str]
+) -> None:
+    """And training and sampling report how far the encoder is."""
+    monkeypatch.setenv("MOYAI_CACHE", str(tmp_path / "cache"))
     few = {**tiny.QUICK, "steps": 3, "validate_every": 3, "save_every": 2}
-    tree = tiny.tree(tiny.folder(tmp_path / "pictures", 30), {"first_stage.train": few, "prior.train": few})
-    tree["data"]["class_captions"] = ["a {class}"]
+    tree = tiny.tree(tiny.folder(tmp_path / "pictures"), {"first_stage.train": few, "prior.train": few})
+    tree["data"]["class_captions"] = [f"a {{class}} {'a' * number}" for number in range(20)]
     tree["prior"]["conditions"] = {"caption": {"kind": "published-text", "folder": str(folder)}}
-    run = moyai.train(reading.parse(tree), out=tmp_path / "run")
+    heard = Heard()
+    run = moyai.train(reading.parse(tree), out=tmp_path / "run", reporter=heard)
+    (done, total), *more = heard.progressed["encoding train captions"]
+    assert (done, more[-1]) == (32, (total, total))
+    assert total > 32
     model = models.load(run)
     assert moyai.sample(model, captions=["a square"], n=2, steps=2).shape == (2, tiny.SIDE, tiny.SIDE, 1)
     assert not any(
         "caption" in name for name in safetensors.torch.load_file(run / "prior" / "model" / "model.safetensors")
     )
+    forwards.clear()
+    heard, asked = Heard(), Options(tmp_path / "out.png", caption=["square red", "red"])
+    assert list(sample(run, heard, asked, {"n": 1, "steps": 2}))
+    assert heard.progressed["encoding captions"] == [(2, 2)]
+    assert next(iter(heard.progressed)) == "encoding captions"  # before the first step
+    assert sorted(forwards) == ["", "red", "square red"]  # the null too
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     first = next(iter(weights))
     safetensors.torch.save_file({**weights, first: weights[first] + 1}, folder / "model.safetensors", {"format": "pt"})

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from moyai.conditioning.conditioner import Conditioner
 from moyai.conditioning.config import ClassCondition, LowResolutionCondition, MapCondition, MaskedCondition
 from moyai.conditioning.embeddings import ClassEmbedding
 from moyai.conditioning.spatial import LowResolution, Masked, RegionMap, in_range, masked
-from moyai.errors import RequestError
+from moyai.errors import DataError, RequestError
 from moyai.randomness import Draw
 
 PICTURE = (3, 12, 16)  # (C, H, W)
@@ -40,6 +41,21 @@ def test_a_map_is_the_share_of_each_region_in_each_place() -> None:
             assert float(planes[0, region, i, j]) == pytest.approx(float(share))
     assert (planes[0, 3] == 1).all()
     assert (planes[1] == 0).all()  # not told: nothing of the map, and the mark is missing too
+
+
+def test_maps_of_many_regions_are_laid_out_a_few_regions_at_a_time() -> None:
+    regions = torch.randint(0, 256, (2, 9, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    planes = RegionMap(MapCondition(), 256, (4, 3))(regions, torch.ones(2, dtype=torch.bool)).concat
+    shares = F.interpolate(F.one_hot(regions.long(), 256).movedim(-1, 1).float(), size=(4, 3), mode="area")
+    assert planes is not None
+    assert torch.equal(planes[:, :-1], shares)
+
+
+@pytest.mark.parametrize("values", [np.zeros(3, np.float32), np.array(["a", "b"]), np.zeros((2, 4, 4), np.float32)])
+def test_what_is_no_map_is_one_line(values: np.ndarray) -> None:
+    with pytest.raises(DataError, match="mask is to be a map of region numbers, which it is not"):
+        region_map().prepare(values)
+    assert region_map().prepare(np.zeros((2, 4, 4), np.uint8)).shape == (2, 4, 4)
 
 
 @pytest.mark.parametrize(("factor", "channels"), [(2, 13), (4, 4), (8, 4)])

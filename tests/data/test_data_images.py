@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moyai.data.images import ImageSet, SourceFile, chosen, difference, to_uint
+from moyai.data.images import ImageSet, SourceFile, chosen, difference, rows_of, to_uint
 
 
 def image_set(pixels: np.ndarray, labels: np.ndarray | None = None) -> ImageSet:
@@ -45,6 +45,15 @@ def test_a_batch_mirrors_those_that_are_flipped_and_carries_the_fields() -> None
     np.testing.assert_array_equal(got[1], pixels[0, 0])
     assert batch.index.tolist() == [2, 0]
     assert batch.fields["class"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_fields_with_a_width_are_mirrored_with_their_pictures(dtype: type) -> None:
+    maps, pictures = np.arange(24).reshape(3, 2, 4).astype(dtype), np.arange(24).reshape(3, 1, 2, 4).astype(dtype)
+    got = rows_of({"map": maps, "picture": pictures, "number": np.arange(3)}, np.array([1, 2]), np.array([False, True]))
+    for name, values in (("map", maps), ("picture", pictures)):
+        np.testing.assert_array_equal(got[name].numpy(), np.stack((values[1], values[2][..., ::-1])))
+    assert got["number"].tolist() == [1, 2]
 
 
 def test_a_subset_of_a_subset_of_a_memory_map_copies_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Masks: their numbers are those of the file, they lie where their picture's pixels lie, and bad ones are named."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,124 @@ def test_a_mask_that_changes_between_the_passes_is_bad(tmp_path: Path) -> None:
         ("04.png", "its mask 04_mask.png: changed while it was read")
     ]
     np.testing.assert_array_equal(images.fields["mask"], [a.mask(i) for i in range(30) if i != 4])
+
+
+# What is kept ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hash of every mask that is decoded, in order."""
+    seen: list[str] = []
+    real = masks._values
+
+    def counting(data: bytes) -> Any:
+        seen.append(hashlib.sha256(data).hexdigest())
+        return real(data)
+
+    monkeypatch.setattr(masks, "_values", counting)
+    return seen
+
+
+def same(one: Any, other: Any) -> bool:
+    return np.array_equal(one.fields["mask"], other.fields["mask"]) and (one.regions, one.notes, one.files) == (
+        other.regions,
+        other.notes,
+        other.files,
+    )
+
+
+@pytest.mark.parametrize("mode", ["grey", "palette", "RGB", "spread", "grey as RGB"])
+def test_masks_of_a_large_set_are_decoded_once(tmp_path: Path, mode: str, decoded: list[str]) -> None:
+    root = masked(tmp_path / "set", [of(mode, i) for i in range(10)])
+    small = a.read(root)
+    assert not (tmp_path / "cache").exists()
+    first = a.read(root, in_memory=0)
+    decoded.clear()
+    again = a.read(root, in_memory=0)
+    assert decoded == []
+    assert isinstance(again.fields["mask"], np.memmap)
+    assert same(first, small)
+    assert same(again, small)
+    assert sorted(path.suffix for path in (tmp_path / "cache" / "masks").iterdir()) == [".json"]
+    # a smaller resolution needs other maps, but the values are known: each is decoded once
+    assert a.read(root, in_memory=0, resolution=8).fields["mask"].shape == (10, 8, 8)
+    assert len(decoded) == 10
+
+
+def test_masks_are_kept_where_their_pictures_are(tmp_path: Path, decoded: list[str]) -> None:
+    """Also where the maps alone, of one byte a pixel and not three, would have stayed in memory."""
+    root = tmp_path / "set"
+    for i in range(6):
+        a.put(root / f"{i}.png", a.z.saved(np.full((16, 16, 3), (i, i, 9), np.uint8), "PNG"))
+        a.put(root / f"{i}_mask.png", a.z.saved(a.mask(i), "PNG"))
+    for in_memory, expected in ((6 * 16 * 16 * 3, 12), (6 * 16 * 16 * 2, 0)):
+        for _ in range(2):
+            decoded.clear()
+            images = a.read(root, in_memory=in_memory)
+        assert isinstance(images.pixels, np.memmap) == (expected == 0)
+        assert len(decoded) == expected  # small, they are decoded at every start, as pictures are
+
+
+def test_a_mask_that_changes_is_seen(tmp_path: Path, decoded: list[str]) -> None:
+    """Of the same name and number of bytes: only the bytes themselves say so."""
+    root = masked(tmp_path / "set", [a.mask(i) for i in range(10)], "{:02d}_mask.bmp", "BMP")
+    first = a.read(root, in_memory=0)
+    path, changed = root / "04_mask.bmp", a.mask(4).copy()
+    changed[3, 3] = 7
+    size = path.stat().st_size
+    path.write_bytes(a.z.saved(changed, "BMP"))
+    assert path.stat().st_size == size
+    decoded.clear()
+    second = a.read(root, in_memory=0)
+    expected = np.array(first.fields["mask"])
+    expected[4] = changed
+    np.testing.assert_array_equal(second.fields["mask"], expected)
+    assert (first.regions[-1], second.regions[-1]) == ("4", "7")
+    assert second.fingerprint != first.fingerprint
+    mine = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert decoded[0] == mine  # the first pass decodes that one alone, the second all, into other maps
+    assert len(decoded) == 1 + 10
+    decoded.clear()
+    assert same(a.read(root, in_memory=0), second)
+    assert decoded == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another object", "other fields", "maps cut", "maps gone"])
+def test_a_damaged_cache_of_masks_is_made_anew(tmp_path: Path, decoded: list[str], damage: str) -> None:
+    root = masked(tmp_path / "set", [of("spread", i) for i in range(8)])
+    good = a.read(root, in_memory=0)
+    expected = np.array(good.fields["mask"])
+    (facts,) = (tmp_path / "cache" / "masks").iterdir()
+    maps = next(path for path in (tmp_path / "cache" / "pictures").glob("*.npy") if np.load(path).ndim == 3)
+    if damage.startswith("maps"):
+        maps.write_bytes(maps.read_bytes()[:-10]) if damage == "maps cut" else maps.unlink()
+    else:
+        text = facts.read_text()
+        spoilt = {"cut": text[:-10], "empty": "", "another object": "[1, 2]", "other fields": '{"a": [1]}'}
+        facts.write_text(spoilt[damage])
+    decoded.clear()
+    again = a.read(root, in_memory=0)
+    np.testing.assert_array_equal(again.fields["mask"], expected)
+    assert again.regions == good.regions
+    assert len(decoded) == 8
+    decoded.clear()
+    a.read(root, in_memory=0)
+    assert decoded == []
+
+
+def test_what_cannot_be_used_is_tried_again(tmp_path: Path) -> None:
+    """A bad mask is bad at every start, and its repair is seen; masks that are no regions leave nothing behind."""
+    root = masked(tmp_path / "set", [a.mask(i) for i in range(12)])
+    a.put(root / "03_mask.png", a.z.saved(a.mask(3), "PNG")[:60])
+    for _ in range(2):
+        (bad,) = a.read(root, in_memory=0, max_bad=0.1).bad
+        assert bad.reason.startswith("its mask 03_mask.png: damaged")
+    a.put(root / "03_mask.png", a.z.saved(a.mask(3), "PNG"))
+    np.testing.assert_array_equal(a.read(root, in_memory=0).fields["mask"], [a.mask(i) for i in range(12)])
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    many = masked(tmp_path / "other" / "many", [noise, 255 - noise])
+    for _ in range(2):
+        with pytest.raises(DataError, match="more than 256 different values"):
+            a.read(many, in_memory=0)
+    assert not (tmp_path / "other" / "cache" / "masks").exists()

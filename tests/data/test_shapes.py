@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from moyai.build import read_data
+from moyai.build.data import read_data
 from moyai.data import grammar, shapes, splits
 from moyai.data.config import ShapesConfig
 from moyai.data.grammar import Scene, Thing, parse, swap_colours

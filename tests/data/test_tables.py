@@ -112,6 +112,9 @@ def test_file_names_of_other_systems(tmp_path: Path) -> None:
         ("x.jsonl", '{"filename": "0.png"}\n', "line 1 has no file_name, by which it is matched: did you mean filen"),
         ("x.jsonl", '{"file_name": 3}\n', "line 1 has no file_name"),
         ("x.jsonl", "[" * 100_000 + "\n", "line 1: no JSON"),
+        ("x.jsonl", '{"file_name": "0.png", "n": "\\ud800"}\n', "line 1 has '\\ud800', half of a character"),
+        ("x.csv", "a" * 200_000 + "\n", "x.csv has no header with file_name in its first line: field larger than"),
+        ("x.csv", "file_name\n0\n", "there: 0 (line 2); names are relative to the folder of the table, such as 0.png"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_table_is_one_line(name: str, text: str | bytes, said: str) -> None:
@@ -187,6 +190,21 @@ def test_a_row_that_lacks_something_leaves_its_picture_out_and_is_named(tmp_path
         with pytest.raises(DataError, match=f"1 of 30 files.*max_bad = 0.01.*{said}"):
             a.read(root, max_bad=0.01)
         assert a.read(root, columns={}).count == 30
+
+
+def test_a_nan_is_a_cell_that_says_nothing(tmp_path: Path) -> None:
+    rows = {"text": ["x"] * 29 + [math.nan], "label": [*"ab" * 14, math.nan, "a"], "age": [math.nan, *range(1, 30)]}
+    images = a.read(tabled(tmp_path / "set", rows), max_bad=0.1)
+    assert images.classes == ("a", "b")
+    assert [(bad.name, bad.reason.split(": ")[1]) for bad in images.bad] == [
+        ("00.png", "age is empty"),
+        ("28.png", "label is empty"),
+    ]
+    assert images.fields["caption"].tolist() == ["x"] * 27 + [""]
+    written = {"label": [*"ab" * 14, "NaN", "nan"]}  # as text
+    images = a.read(tabled(tmp_path / "other", written), max_bad=0.1)
+    assert images.classes == ("a", "b")
+    assert [bad.reason.split(": ")[1] for bad in images.bad] == ["label is 'NaN', no class", "label is 'nan', no class"]
 
 
 def test_pictures_without_a_row(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from moyai import build
+from moyai.build.firststage import build_autoencoder
 from moyai.data.images import ImageSet, SourceFile
 from moyai.errors import ConfigError, RequestError
 from moyai.firststage import health
@@ -281,7 +281,7 @@ def stage(kind: str = "vq2", factor: int = 2, steps: int = 8, decoder: bool = Fa
         tree["decoder"] = {"train": train}
     recipe = reading.parse(tree)
     facts = DataFacts(channels=1, height=16, width=16, count=36, classes=data.classes, fields=("class",))
-    model = build.autoencoder(recipe, facts)
+    model = build_autoencoder(recipe, facts)
     return FirstStageTraining(recipe, model, data, data, torch.device("cpu"), decoder=recipe.decoder)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import tiny
-from moyai import build
+from moyai.build.firststage import build_autoencoder
 from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.config import KLConfig, ObjectiveConfig
 from moyai.firststage.objective import Objective
@@ -22,7 +22,7 @@ def autoencoder() -> LatentAutoencoder:
     facts = DataFacts(channels=1, height=8, width=8, count=10)
     net = {**tiny.NETS["first_stage.net"], "attention": True, "factor": 2}
     recipe = tiny.recipe(Path("x"), {"prior.conditions": {}, "first_stage.net": net})
-    return build.autoencoder(resolve.resolve(recipe, facts), facts)
+    return build_autoencoder(resolve.resolve(recipe, facts), facts)
 
 
 def pictures(*shape: int) -> torch.Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import tiny
-from moyai import build
 from moyai.batch import Cond
+from moyai.build.conditions import build_conditioner
+from moyai.build.prior import build_prior
 from moyai.errors import ConfigError, RequestError
 from moyai.nets.causal import CodeTransformer
 from moyai.nets.config import CodeTransformerConfig, PixelCNNConfig
@@ -317,8 +318,8 @@ def from_recipe(kind: str, conditions: Any = CONDITIONS, **changes: Any) -> tupl
     nets = {"pixelcnn": {"width": 8, "layers": 2}, "transformer": {"width": 16, "depth": 1}}
     table = {"kind": "codes", "conditions": conditions, "net": {**nets[kind], "kind": kind}, "train": tiny.QUICK}
     recipe = tiny.recipe(Path("x"), {**VQ, "first_stage.net.factor": 2, **changes, "prior": table})
-    conditioner = build.conditioner(recipe, FACTS)
-    made = build.prior(recipe, conditioner, (4, 4, 4))
+    conditioner = build_conditioner(recipe, FACTS)
+    made = build_prior(recipe, conditioner, (4, 4, 4))
     assert isinstance(made, CodePrior)
     return made, conditioner
 

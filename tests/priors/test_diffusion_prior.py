@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import tiny
-from moyai import build
 from moyai.batch import Batch, Cond
+from moyai.build.conditions import build_conditioner
+from moyai.build.prior import build_prior
 from moyai.conditioning.conditioner import Conditioner
 from moyai.diffusion.bound import discretized, gaussian, step_term
 from moyai.diffusion.loss import diffusion_loss
@@ -32,8 +33,8 @@ FACTS = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES,
 def made(kind: str = "v", **changes: object) -> tuple[DiffusionPrior, Conditioner]:
     given = {"prior.parameterization": {"kind": kind}, "prior.train.precision": "float32", **changes}
     recipe = resolve.resolve(tiny.recipe(Path("x"), given), FACTS)
-    conditioner = build.conditioner(recipe, FACTS)
-    prior = build.prior(recipe, conditioner, SHAPE)
+    conditioner = build_conditioner(recipe, FACTS)
+    prior = build_prior(recipe, conditioner, SHAPE)
     generator = torch.Generator().manual_seed(1)
     for parameter in prior.parameters():  # weights that begin at zero would hide what is behind them
         parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.05)

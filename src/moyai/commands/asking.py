@@ -1,17 +1,23 @@
-"""What is asked on the command line beyond classes, positions and captions: numbers by name, pictures from files."""
+"""What is asked on the command line beyond classes, positions and captions: numbers by name, pictures from files, and
+how strongly each condition guides."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from moyai.conditioning.conditioner import OTHERS
 from moyai.conditioning.spatial import in_range, masked
-from moyai.data.decode import Target, UnreadablePicture, decode
+from moyai.data.decode import Target, UnreadablePicture, decode, inspect
+from moyai.data.masks import values_of
 from moyai.errors import RequestError
 from moyai.model import LatentModel
+
+Made = TypeVar("Made")
+COLOUR = re.compile("#[0-9a-f]{6}")  # the name of a region of colour masks
 
 
 def others(
@@ -44,15 +50,43 @@ def others(
     return found
 
 
+def guidance(words: Sequence[str] | None) -> float | dict[str, float] | None:
+    """What --guidance said, as `tasks.request` takes it: one number, or weights by condition; None where it is silent.
+
+    words: "3" for all that have no weight of their own, "caption=4" for one condition. RequestError for other words,
+    and where one stands twice.
+    """
+    found: dict[str, float] = {}
+    for word in words or ():
+        name, equals, value = word.rpartition("=")
+        if equals and not name:
+            raise RequestError(f"--guidance {word} names no condition; possible: 3, or caption=4")
+        name = name or OTHERS
+        if name in found:
+            raise RequestError(f"--guidance {word}: {'one number' if name == OTHERS else name} was given before")
+        try:
+            found[name] = float(value)
+        except ValueError as error:
+            raise RequestError(
+                f"--guidance {word} is no number, such as 3, or condition=number, such as caption=4"
+            ) from error
+    return found.get(OTHERS) if found.keys() <= {OTHERS} else found
+
+
 def _given(model: LatentModel, paths: Sequence[Path], mask: Path | None) -> dict[str, list[Any]]:
     channels, height, width = model.codec.image_shape
+    resize = model.recipe.data.resize
     if "masked" in model.fields and mask is not None:
-        missing = torch.from_numpy(_picture(mask, Target(height, width, 1, 8, "stretch")) > 127).float()[None]
-        images = [_picture(path, Target(height, width, channels, model.facts.bits, "crop")) for path in paths]
+        for path in paths:
+            if _size(path) != _size(mask):
+                sizes = " and ".join(f"{one} is {_size(one)[0]} x {_size(one)[1]}" for one in (mask, path))
+                raise RequestError(f"the mask must have the size of the picture, but {sizes} (height x width)")
+        missing = torch.from_numpy(_picture(mask, Target(height, width, 1, 8, resize)) > 127).float()[None]
+        images = [_picture(path, Target(height, width, channels, model.facts.bits, resize)) for path in paths]
         return {"masked": [masked(in_range(torch.from_numpy(one))[None], missing)[0].numpy() for one in images]}
     if "low_resolution" in model.fields and mask is None:
         small = tuple(model.conditioner.blanks()["low_resolution"].shape[1:])
-        target = Target(int(small[1]), int(small[2]), channels, model.facts.bits, "crop")
+        target = Target(int(small[1]), int(small[2]), channels, model.facts.bits, resize)
         return {"low_resolution": [_picture(path, target) for path in paths]}
     if "masked" in model.fields:
         raise RequestError(
@@ -64,26 +98,37 @@ def _given(model: LatentModel, paths: Sequence[Path], mask: Path | None) -> dict
 
 def _picture(path: Path, target: Target) -> np.ndarray:
     """(C, H, W), brought to the size by scaling and cutting as training data are."""
+    return _read(path, "a picture", lambda data: decode(data, target)[0])
+
+
+def _read(path: Path, what: str, use: Callable[[bytes], Made]) -> Made:
+    """What is made of a file's bytes. RequestError where it cannot be."""
     try:
-        return decode(path.read_bytes(), target)[0]
+        return use(path.read_bytes())
     except (OSError, UnreadablePicture) as error:
-        raise RequestError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{path} cannot be read as {what}: {reason}") from error
+
+
+def _size(path: Path) -> tuple[int, int]:
+    seen = _read(path, "a picture", inspect)
+    return seen.height, seen.width
 
 
 def _regions(path: Path, names: Sequence[str]) -> np.ndarray:
     """A picture of regions, (H, W), as region numbers: by the values the training masks had where these name them."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1", "I;16", "I"):
-                raise RequestError(
-                    f"{path} has colours ({image.mode}); a map has one number a pixel: grey or a palette"
-                )
-            values = np.array(image)
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise RequestError(f"{path} cannot be read as a map of regions: {error}") from error
-    if not names or not all(name.isdecimal() for name in names):
-        return values
-    known = np.array([int(name) for name in names])
+    values, coloured, _ = _read(path, "a map of regions", values_of)
+    in_colours = bool(names) and all(COLOUR.fullmatch(name) for name in names)
+    if coloured and not in_colours:
+        if len({tuple(values.ravel() >> shift & 255) for shift in (0, 8, 16)}) > 1:
+            raise RequestError(f"{path} has colours; the maps of this model have one number a pixel: grey or a palette")
+        values = values & 255  # grey, though in three channels
+    if in_colours and not coloured:
+        raise RequestError(f"{path} has one number a pixel; the masks of the data have colours: {', '.join(names[:8])}")
+    if not in_colours and not all(name.isdecimal() for name in names):
+        return values  # numbers of regions that have names
+    known = np.array([int(name[1:], 16) if in_colours else int(name) for name in names], np.int64)
     if unknown := sorted(set(np.unique(values).tolist()) - set(known.tolist())):
-        raise RequestError(f"{path} has the value {unknown[0]}; the masks of the data have {', '.join(names[:20])}")
+        value = f"#{unknown[0]:06x}" if in_colours else unknown[0]
+        raise RequestError(f"{path} has the value {value}; the masks of the data have {', '.join(names[:20])}")
     return np.searchsorted(known, values)  # the values are numbered in ascending order

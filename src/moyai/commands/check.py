@@ -10,7 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moyai import build
+from moyai.build.conditions import build_conditioner
+from moyai.build.data import facts_of, read_data, with_tokenizers
+from moyai.build.firststage import build_autoencoder, build_codec, build_rival
+from moyai.build.prior import build_net
 from moyai.data import splits
 from moyai.data.locate import cache_folder
 from moyai.recipe import resolve
@@ -29,9 +32,9 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     """Yields what was found, a sentence at a time. Raises the errors that training would raise."""
     begun = time.perf_counter()
     few = resolve.changed(recipe, {"data.limit": min(READ, recipe.data.limit or READ)})
-    images = build.read_data(few.data, cache_folder())
+    images = read_data(few.data, cache_folder())
     train, _ = splits.split(images, recipe.data.validation)
-    facts = build.facts_of(images, images.subset(train))
+    facts = facts_of(images, images.subset(train))
     channels, height, width = images.shape
     kinds = f"{len(images.classes) or 'no'} classes"
     if images.groups is not None:
@@ -40,7 +43,7 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     for bad in images.bad:
         yield f"unreadable: {bad.name}: {bad.reason}"
     resolved = resolve.resolve(recipe, facts)
-    facts = build.with_tokenizers(resolved, facts, images.subset(train))
+    facts = with_tokenizers(resolved, facts, images.subset(train))
     yield from _sizes(resolved, facts)
     distance = perception(resolved.first_stage.objective, images)
     costs = budget.measure(resolved, facts, images.subset(train), device, perceptual=distance)
@@ -65,11 +68,11 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
 
 def _sizes(recipe: Recipe, facts: DataFacts) -> Iterator[str]:
     with torch.device("meta"):
-        told = build.conditioner(recipe, facts)
-        trained = build.autoencoder(recipe, facts) if "first_stage" in resolve.stages(recipe) else None
-        rival = build.rival(recipe, facts) if trained is not None else None
-        shape = build.codec(recipe, facts, trained, "meta").shape()
-        net = build.net(recipe, told, shape)
+        told = build_conditioner(recipe, facts)
+        trained = build_autoencoder(recipe, facts) if "first_stage" in resolve.stages(recipe) else None
+        rival = build_rival(recipe, facts) if trained is not None else None
+        shape = build_codec(recipe, facts, trained, "meta").shape()
+        net = build_net(recipe, told, shape)
     modules: dict[str, list[nn.Module | None]] = {
         "first stage": [trained],
         "discriminator": [rival],

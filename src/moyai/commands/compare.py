@@ -9,7 +9,7 @@ with the settings of its own recipe unless the command says others.
 import functools
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Options:
     seed: int = 0
     steps: int | None = None
     sampler: str | None = None
-    guidance: float | None = None
+    guidance: float | Mapping[str, float] | None = None
     json: Path | None = None
     device: torch.device | str = "cpu"
 
@@ -146,7 +146,15 @@ def _requests(runs: Sequence[Run], options: Options) -> list[tasks.Request]:
     walks = [run.model.recipe.prior.kind == "diffusion" for run in runs]  # others have no steps, and are not told any
     steps: dict[str, Any] = {"steps": options.steps, "sampler": options.sampler}
     told = [everyones | (steps if walk or not any(walks) else {}) for walk in walks]
-    return [tasks.request(run.model, rows=rows, **said) for run, said in zip(runs, told, strict=True)]
+    return [_request(run, rows, said) for run, said in zip(runs, told, strict=True)]
+
+
+def _request(run: Run, rows: dict[str, list[Any]], said: dict[str, Any]) -> tasks.Request:
+    """Errors of weights by condition say which run has none of that name."""
+    try:
+        return tasks.request(run.model, rows=rows, **said)
+    except RequestError as error:
+        raise RequestError(f"{run.label}: {error}") from error
 
 
 # ---- what is measured
@@ -196,7 +204,7 @@ def _evaluations(table: Table, runs: Sequence[Run], requests: Sequence[tasks.Req
     for run, request, one in zip(runs, requests, found, strict=True):
         other = [] if isinstance(one, str) else [k for k, v in one.drawn.items() if v != getattr(request, k)]
         if other and not isinstance(one, str):
-            told = ", ".join(f"{key} {one.drawn[key]} (here {getattr(request, key)})" for key in other)
+            told = ", ".join(f"{key} {_said(one.drawn[key])} (here {_said(getattr(request, key))})" for key in other)
             table.notes.append(f"evaluation: the samples of {run.label} were drawn with {told}")
 
 
@@ -207,11 +215,19 @@ def settings(model: LatentModel, r: tasks.Request) -> str:
         words += [f"top k {r.top_k}"] * (r.top_k is not None) + [f"top p {r.top_p:g}"] * (r.top_p < 1)
     else:
         words = [f"{r.sampler} {r.steps}", *([f"eta {r.eta:g}"] if r.eta else [])]
-    return ", ".join([*words, *([f"guidance {r.guidance:g}"] if model.fields else [])])
+    return ", ".join([*words, *([f"guidance {_said(r.guidance)}"] if model.fields else [])])
+
+
+def _said(value: Any) -> str:
+    """A setting in words; weights by condition as --guidance takes them."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={weight:g}" for name, weight in sorted(value.items()))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _drawn(run: Run, request: tasks.Request, reporter: Reporter) -> np.ndarray:
     """(n, H, W, C)."""
+    tasks.encode(run.model, request, functools.partial(reporter.progress, f"encoding captions of {run.label}"))
     return tasks.collect(run.model, request, functools.partial(reporter.progress, f"sampling {run.label}"))
 
 

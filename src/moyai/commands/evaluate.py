@@ -117,6 +117,7 @@ def _run(
     seed = SEED if options.seed is None else options.seed
     request = _request(model, data, wanted_count, seed=seed, batch=BATCH, **settings)
     extractor, judges = _judges(chosen, data, options, reporter)
+    tasks.encode(model, request, functools.partial(progress, "encoding captions"))
     found = assessment.assess(
         model,
         data.train,

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moyai import build, log, pictures
+from moyai import log, pictures
+from moyai.build.data import read_data
 from moyai.checkpoints import native, tensors
 from moyai.data import report as data_report
 from moyai.data import splits
@@ -103,7 +104,7 @@ def _data(path: Path) -> Iterator[str]:
         config = OasisConfig(root=root)
     elif root.is_dir() and any(p.name.lower().endswith((".nii", ".nii.gz")) for p in root.rglob("*.nii*")):
         config = NiftiConfig(root=root)
-    images = build.read_data(config, cache_folder())
+    images = read_data(config, cache_folder())
     yield from data_report.lines(data_report.report(images, *splits.split(images, 0.1)))
 
 

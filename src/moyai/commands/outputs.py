@@ -1,14 +1,13 @@
 """Where sampled pictures go: a grid, a folder of PNGs, or arrays; each picture with the recipe that made it."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from moyai import pictures, tasks
 from moyai.errors import RequestError
-from moyai.files import write_atomic
+from moyai.files import write_arrays_atomic
 from moyai.model import LatentModel
 
 
@@ -70,9 +69,7 @@ def _write_arrays(request: tasks.Request, images: np.ndarray, out: Path) -> None
     fields = request.fields()
     arrays = {"images": images, "labels": fields.get("class", np.full(len(images), -1))}
     arrays |= {f"{name}s": values for name, values in fields.items() if name != "class"}
-    data = BytesIO()
-    np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
-    write_atomic(out, data.getvalue())
+    write_arrays_atomic(out, arrays)
 
 
 def _safe(name: str) -> str:

@@ -104,6 +104,8 @@ def _examples(models: Models, fields: Sequence[str]) -> dict[str, list[Any]]:
         if "class" in found:
             found["class"] = [model.classes[int(number)] for number in found["class"]]
             known = [i for i, name in enumerate(found["class"]) if name in classes]
+            if not known:
+                continue
             found = {name: [values[i] for i in known] for name, values in found.items()}
         return found
     raise RequestError(f"no run kept examples of {', '.join(fields)}; possible: --class, --position or --caption")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moyai import build
+from moyai.build.data import read_data
 from moyai.data import folder, splits
 from moyai.data.config import DataConfig, FolderConfig
 from moyai.data.decode import UnreadablePicture, inspect, quiet
@@ -44,7 +44,7 @@ def is_run(path: Path) -> bool:
 
 def halves(config: DataConfig, cache: Path, progress: Progress, *, run: Path | None = None) -> Halves:
     """The data of a recipe, split as training splits them; DataError where they are not those `run` was trained on."""
-    images = build.read_data(config, cache, progress)
+    images = read_data(config, cache, progress)
     if run is not None and images.fingerprint != read_json(run / "data.json")["fingerprint"]:
         raise DataError(
             f"{run} was trained on other data than {config.kind} gives now; possible: --against with the data to "

@@ -5,8 +5,9 @@ training pictures is shown with it; classifier-free guidance (Ho and Salimans 20
 """
 
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from moyai.batch import Cond
 from moyai.errors import RequestError, choices
 from moyai.randomness import Draw
+
+OTHERS = "*"  # among guidance weights: the conditions that are not named and have none of their own
+STRONGEST = 1000.0  # the largest guidance weight
 
 
 class Condition(Protocol):
@@ -40,6 +44,33 @@ class Condition(Protocol):
         """values: (B, ...) the field's values; keep: (B,) bool, the null stands where it is False."""
 
 
+@runtime_checkable
+class Encoding(Protocol):
+    """A condition whose values take a large network to prepare, which may be done beforehand."""
+
+    field: str
+
+    def encode(self, values: np.ndarray, progress: Callable[[int, int], None] | None = None) -> None:
+        """Values as `prepare` takes them, (N,); it then finds them encoded. progress(done, total) counts new ones."""
+
+
+@runtime_checkable
+class Truncating(Protocol):
+    """A condition that takes so much of a value and no more."""
+
+    field: str
+
+    def truncated(self, values: np.ndarray) -> int:
+        """How many of the values (N,) lose their end."""
+
+
+class _Named(nn.ModuleDict):
+    """Modules by any name, such as "type" or "half", which are attributes of a module too."""
+
+    def __setitem__(self, key: str, module: nn.Module) -> None:
+        self._modules[key] = module
+
+
 class Conditioner(nn.Module):
     """Any number of conditions by name. Vectors and planes are put side by side, contexts one after the other.
 
@@ -48,7 +79,7 @@ class Conditioner(nn.Module):
 
     def __init__(self, conditions: Mapping[str, nn.Module], together: float = 0.0) -> None:
         super().__init__()
-        self.conditions = nn.ModuleDict(dict(conditions))
+        self.conditions = _Named(dict(conditions))
         self.together = together
         self.register_buffer("_device", torch.empty(0), persistent=False)
         widths = {c.context_width for c in self._all().values() if c.context_width}
@@ -96,6 +127,22 @@ class Conditioner(nn.Module):
         """Of values as the data or a request have them, those that are told here, as batches hold them."""
         return {c.field: c.prepare(values[c.field]) for c in self._all().values() if c.field in values}
 
+    def encode(self, values: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> None:
+        """Have published encoders read what of these values is new to them, so that `prepared` waits for nothing.
+
+        values: as `prepared` takes them. progress(done, total) counts different values; it is not called where all are
+        known, here or in the cache.
+        """
+        for condition in self.conditions.values():
+            if isinstance(condition, Encoding) and condition.field in values:
+                condition.encode(values[condition.field], progress)
+
+    def truncated(self, values: Mapping[str, Any]) -> dict[str, int]:
+        """By field, how many of these values (N,) are longer than what is read of them; none that are all read."""
+        cutting = [c for c in self.conditions.values() if isinstance(c, Truncating) and c.field in values]
+        counts = {c.field: c.truncated(values[c.field]) for c in cutting}
+        return {field: count for field, count in counts.items() if count}
+
     def blanks(self, count: int = 1) -> dict[str, Tensor]:
         """By field, values of the right shape."""
         device = self._buffers["_device"].device  # type: ignore[union-attr]
@@ -109,18 +156,44 @@ class Conditioner(nn.Module):
         """The fields of the data that are told to the prior."""
         return tuple(condition.field for condition in self._all().values())
 
-    def guided_by(self, fields: Mapping[str, Tensor], scale: float) -> list[tuple[tuple[str, ...], float]]:
+    def weights(self, given: Mapping[str, float], usual: float) -> dict[str, float]:
+        """The guidance weight of each condition that can be left out, in order, as `guided_by` takes them.
+
+        given: by condition; "*" stands for those that are not named and have none of their own in the recipe, for
+        which `usual` is the weight otherwise. RequestError for a name that is none of these, or a weight that is no
+        number from 0 to 1000.
+        """
+        free = {name: c for name, c in self._all().items() if self._left_out(c)}
+        for name, weight in given.items():
+            if name not in free and name != OTHERS:
+                raise RequestError(f"guidance of {name}: {self._not_guided(name, free)}")
+            said = "guidance" if name == OTHERS else f"guidance of {name}"
+            if isinstance(weight, bool) or not isinstance(weight, Real):
+                raise RequestError(f"{said} is {weight!r}, which is no number")
+            if not 0 <= weight <= STRONGEST:
+                raise RequestError(f"{said} {weight} is out of range; possible: 0 to {STRONGEST:g}")
+        others = given.get(OTHERS, usual)
+        own = {name: others if c.guidance is None else c.guidance for name, c in free.items()}
+        return {name: float(given.get(name, weight)) for name, weight in own.items()}
+
+    def guided_by(
+        self, fields: Mapping[str, Tensor], scale: float | Mapping[str, float]
+    ) -> list[tuple[tuple[str, ...], float]]:
         """How guidance nests over what is told: (the fields told so far, the weight of this step), in order.
 
         The first entry, whose weight is 1, has what is never left out in training. Conditions of one weight that
-        follow each other are one step. scale: the weight of those that have none of their own.
+        follow each other are one step. scale: the weight of those that have none of their own; or of each by its name,
+        as `weights` gives them.
         """
-        always = [c.field for c in self._all().values() if c.field in fields and c.dropout == 0 and not self.together]
+        always = [c.field for c in self._all().values() if c.field in fields and not self._left_out(c)]
         steps: list[tuple[tuple[str, ...], float]] = [(tuple(always), 1.0)]
-        for condition in self._all().values():
+        for name, condition in self._all().items():
             if condition.field not in fields or condition.field in always:
                 continue
-            weight = scale if condition.guidance is None else condition.guidance
+            if isinstance(scale, Mapping):
+                weight = scale[name]
+            else:
+                weight = scale if condition.guidance is None else condition.guidance
             told, last = steps[-1]
             now = ((*told, condition.field), weight)
             if len(steps) > 1 and weight == last:
@@ -128,6 +201,17 @@ class Conditioner(nn.Module):
             else:
                 steps.append(now)
         return steps
+
+    def _left_out(self, condition: Condition) -> bool:
+        """Whether training leaves it out at times, without which guidance has nothing to compare it with."""
+        return bool(condition.dropout or self.together)
+
+    def _not_guided(self, name: str, free: Mapping[str, Condition]) -> str:
+        if name in self.conditions:
+            return "training never left this condition out (dropout 0), so that it has no weight"
+        if not free:
+            return "this model has no condition that is guided"
+        return f"this model has no such condition; {choices(name, free)}"
 
     def _all(self) -> dict[str, Condition]:
         return cast(dict[str, Condition], dict(self.conditions.items()))

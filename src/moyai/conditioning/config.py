@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moyai.schema import Config
 
@@ -12,9 +12,18 @@ ROUTE = "added to the time embedding (or between convolutions), attended to by c
 Count = Annotated[int, Field(gt=0)]
 
 
+def _plain(name: str) -> str:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError("its name, by which its weights go too, may hold letters, digits, dashes and underscores")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain)]  # of a condition
+
+
 class _Condition(Config):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="how often the condition is left out")
-    guidance: Annotated[float, Field(ge=0)] | None = Field(
+    guidance: Annotated[float, Field(ge=0, le=1000)] | None = Field(
         None, description="its own weight of classifier-free guidance; sampling.guidance where it has none"
     )
 

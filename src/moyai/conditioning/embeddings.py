@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.conditioning.config import ClassCondition, PositionCondition, ScalarCondition
+from moyai.errors import DataError
 from moyai.nets.layers import timestep_embedding
 from moyai.randomness import Draw
 
@@ -27,7 +28,14 @@ class ClassEmbedding(nn.Module):
         self.embedding = nn.Embedding(classes + 1, config.width)
 
     def prepare(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(values, dtype=np.int64)
+        """Class numbers (N,) int64. DataError for other values, such as those of a field of real numbers."""
+        values = _one_each(values, self.field)
+        strange = values[(values != np.floor(values)) | (values < 0) | (values >= self.classes)]
+        if len(strange):
+            raise DataError(
+                f"{self.field} has the value {strange[0]}; possible: class numbers, 0 to {self.classes - 1}"
+            )
+        return values.astype(np.int64)
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         return torch.zeros(count, dtype=torch.int64, device=device)
@@ -60,7 +68,14 @@ class NumberEmbedding(nn.Module):
         self.null = nn.Parameter(torch.zeros(config.width))
 
     def prepare(self, values: np.ndarray) -> np.ndarray:
-        return np.asarray(values, dtype=np.float32)
+        """Numbers (N,) float32. DataError for what is no number, or none that float32 can hold."""
+        values = _one_each(values, self.field)
+        with np.errstate(over="ignore"):
+            prepared = values.astype(np.float32)
+        if not np.isfinite(prepared).all():
+            strange = values[~np.isfinite(prepared)][0]
+            raise DataError(f"{self.field} has the value {strange}; possible: numbers that float32 holds, up to 3.4e38")
+        return prepared
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         return torch.zeros(count, device=device)
@@ -70,11 +85,20 @@ class NumberEmbedding(nn.Module):
 
     def forward(self, values: Tensor, keep: Tensor) -> Cond:
         share = values.float()
-        if (self.low, self.high) != (0.0, 1.0):
-            share = (share - self.low) / (self.high - self.low)
+        if (self.low, self.high) != (0.0, 1.0):  # in float64: a range may be wider than float32 holds, or far from 0
+            share = ((values.double() - self.low) / (self.high - self.low)).float()
         waves = timestep_embedding(share * self.scale, self.width, max_period=100.0)  # wavelengths to 628
         rows = torch.where(keep[:, None], self.layers(waves), self.null)  # (B, width)
         return _routed(rows, self.vector_width, self.context_width)
+
+
+def _one_each(values: np.ndarray, field: str) -> np.ndarray:
+    """The values of a field that has one number a picture; DataError for text, maps and pictures."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf" or values.ndim != 1:
+        what = "text" if values.dtype.kind in "OUS" else f"of shape {values.shape[1:]}"
+        raise DataError(f"{field} is to be one number a picture, and is {what}; possible: another field")
+    return values
 
 
 def _routed(rows: Tensor, vector_width: int | None, context_width: int | None) -> Cond:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from moyai.batch import Cond
 from moyai.conditioning.config import PublishedTextCondition
 from moyai.conditioning.text import checked
-from moyai.conditioning.texttable import Encoded, TextTable
+from moyai.conditioning.texttable import Encoded, Progress, TextTable
 from moyai.errors import CheckpointError, ConfigError
 from moyai.nets import published
 from moyai.randomness import Draw
@@ -60,8 +60,11 @@ class PublishedText(nn.Module):
 
     def prepare(self, values: np.ndarray) -> np.ndarray:
         """Captions (N,) as rows (N,) int64 of a table, which copies of this module share. DataError for no text."""
-        self._encoder.device = self._buffers["_device"].device  # type: ignore[union-attr]
-        return self._table.rows_of(checked(values, self.field))
+        return self._rows(values, None)
+
+    def encode(self, values: np.ndarray, progress: Progress | None = None) -> None:
+        """Captions (N,) into the table, before `prepare` asks for them. progress(done, total) counts those encoded."""
+        self._rows(values, progress)
 
     def truncated(self, values: np.ndarray) -> int:
         """How many of the captions (N,) have more tokens than fit, and lose the end of their text."""
@@ -84,6 +87,10 @@ class PublishedText(nn.Module):
             return Cond(context=context)
         counts = torch.from_numpy(found.counts).to(rows.device)  # (B,)
         return Cond(context=context, mask=torch.arange(context.shape[1], device=rows.device) < counts[:, None])
+
+    def _rows(self, values: np.ndarray, progress: Progress | None) -> np.ndarray:
+        self._encoder.device = self._buffers["_device"].device  # type: ignore[union-attr]
+        return self._table.rows_of(checked(values, self.field), progress)
 
 
 class Encoder:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.conditioning.config import LowResolutionCondition, MapCondition, MaskedCondition
-from moyai.errors import RequestError
+from moyai.errors import DataError, RequestError
 from moyai.randomness import Draw
 
 Size = tuple[int, int]  # (height, width)
 FROM_PICTURES = ("low_resolution", "masked")  # fields that are made of the pictures themselves
+AT_ONCE = 16  # regions whose planes are laid out at full size together: maps of many would need gigabytes
 
 
 class RegionMap(nn.Module):
@@ -37,7 +38,11 @@ class RegionMap(nn.Module):
         self.concat_channels = regions + 1
 
     def prepare(self, values: np.ndarray) -> np.ndarray:
-        return values  # checked where they come from outside: it may be memory-mapped
+        """The maps as they are, which may be memory-mapped; their numbers are checked where they come from outside.
+        DataError for what is no map."""
+        if values.dtype.kind not in "biu" or values.ndim != 3:
+            raise DataError(f"{self.field} is to be a map of region numbers, which it is not; possible: another field")
+        return values
 
     def blank(self, count: int, device: torch.device) -> Tensor:
         return torch.zeros(count, *self.size, dtype=torch.uint8, device=device)
@@ -46,9 +51,11 @@ class RegionMap(nn.Module):
         return values
 
     def forward(self, values: Tensor, keep: Tensor) -> Cond:
-        planes = F.one_hot(values.long(), self.regions).movedim(-1, 1).float()  # (B, regions, H, W)
-        planes = F.interpolate(planes, size=self.size, mode="area")
-        return Cond(concat=_marked(planes, keep))
+        shares = []
+        for some in torch.arange(self.regions, device=values.device).split(AT_ONCE):
+            planes = (values[:, None] == some[:, None, None]).float()  # (B, some, H, W)
+            shares.append(F.interpolate(planes, size=self.size, mode="area"))
+        return Cond(concat=_marked(torch.cat(shares, dim=1), keep))
 
 
 class LowResolution(nn.Module):

@@ -8,7 +8,7 @@ request, stay in memory. `<hash>.json` is written last: without it the .npy is n
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,7 @@ import numpy as np
 
 from moyai.files import Bytes, save_error, sweep_temporaries, write_json_atomic, write_pieces_atomic
 
+Progress = Callable[[int, int], None]  # (captions encoded, captions to encode)
 FEW = 64  # captions that are quicker encoded than kept
 STALE = 24 * 3600.0  # seconds after which a temporary file is a leftover of a killed process
 
@@ -59,11 +60,11 @@ class TextTable:
     def __deepcopy__(self, memo: object) -> "TextTable":
         return self
 
-    def rows_of(self, texts: Sequence[str]) -> np.ndarray:
-        """The row of each caption, (N,) int64; those that are new are encoded."""
+    def rows_of(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """The row of each caption, (N,) int64; those that are new are encoded, which `progress` counts."""
         new = sorted({text for text in texts if text not in self._rows})
         if new:
-            self._add(new)
+            self._add(new, progress)
         return np.array([self._rows[text] for text in texts], dtype=np.int64)
 
     def get(self, rows: np.ndarray) -> Encoded:
@@ -77,39 +78,48 @@ class TextTable:
             embeddings[here], counts[here] = part.embeddings[at], part.counts[at]
         return Encoded(embeddings, counts)
 
-    def _add(self, new: list[str]) -> None:
+    def _add(self, new: list[str], progress: Progress | None) -> None:
         if self.cache is None or len(new) <= FEW:
-            part = _joined(list(self.encoder(new)))
+            part = _joined(list(self._encoded(new, progress)))
         else:  # with the empty caption, the null, so that what a run needs is in one file
             new = sorted({"", *new})
-            part = self._kept(self.cache, new)
+            part = self._kept(self.cache, new, progress)
         first = self._ends[-1] if self._ends else 0
         for row, text in enumerate(new, first):
             self._rows.setdefault(text, row)
         self._parts.append(part)
         self._ends.append(first + len(new))
 
-    def _kept(self, cache: Path, texts: list[str]) -> Encoded:
+    def _encoded(self, texts: list[str], progress: Progress | None) -> Iterator[Encoded]:
+        """The captions in pieces, in order, counted."""
+        done = 0
+        for piece in self.encoder(texts):
+            done += len(piece.counts)
+            if progress:
+                progress(done, len(texts))
+            yield piece
+
+    def _kept(self, cache: Path, texts: list[str], progress: Progress | None) -> Encoded:
         """The captions from the file of an earlier run, or encoded into it."""
         path = cache / "texts" / f"{_hash(self.encoder.key, texts)}.npy"
         shape = (len(texts), *self.encoder.shape)
         found = _read(path, shape)
         if found is None:
-            self._write(path, shape, texts)
+            self._write(path, shape, texts, progress)
             self.encoder.release()
             found = _read(path, shape)
         if found is None:
             raise save_error(OSError("it was altered while it was written"), path, 0)
         return found
 
-    def _write(self, path: Path, shape: tuple[int, ...], texts: list[str]) -> None:
+    def _write(self, path: Path, shape: tuple[int, ...], texts: list[str], progress: Progress | None) -> None:
         counts: list[int] = []
 
         def pieces() -> Iterator[Bytes]:
             head = io.BytesIO()
             np.lib.format.write_array_header_1_0(head, {"descr": "<f2", "fortran_order": False, "shape": shape})
             yield head.getvalue()
-            for piece in self.encoder(texts):
+            for piece in self._encoded(texts, progress):
                 counts.extend(int(count) for count in piece.counts)
                 yield piece.embeddings.astype("<f2").tobytes()
 

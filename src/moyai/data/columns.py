@@ -20,6 +20,7 @@ from moyai.errors import DataError, choices
 CAPTIONS = ("text", "caption", "prompt")
 CLASSES = ("class", "label")
 MASK = "mask_file_name"
+UNSAID = ("nan", "NaN")  # as programs write a class that is missing
 RESERVED = ("masked", "low_resolution")  # what a prior is told of the picture itself goes by these names
 
 
@@ -121,7 +122,7 @@ def _read(table: Table, column: str, unfit: dict[str, str], meaning: Callable[[A
 def _caption(cell: Any) -> str:
     if isinstance(cell, list | dict):
         raise ValueError("not one text")
-    return "" if cell is None else str(cell).strip()
+    return "" if empty(cell) else str(cell).strip()
 
 
 def _number(cell: Any) -> float:
@@ -132,7 +133,7 @@ def _number(cell: Any) -> float:
 
 
 def _name(cell: Any) -> str:
-    if empty(cell) or isinstance(cell, list | dict):
+    if empty(cell) or isinstance(cell, list | dict) or str(cell).strip() in UNSAID:
         raise ValueError("no class")
     return str(cell).strip()
 

@@ -142,6 +142,8 @@ def _masked(
     if images.sizes is None:
         raise ValueError("masks are compared with the sizes of their pictures")
     target = Target(height, width, 1, 8, config.resize)
+    if isinstance(images.pixels, np.memmap):  # what is kept of the pictures is kept of their masks
+        in_memory = 0
     found = masks.read(images.names, images.sizes, given, target, cache, progress, in_memory=in_memory)
     if config.bad_files == "stop" and found.bad:
         raise DataError(f"{root}: {found.bad[0].name}: {found.bad[0].reason}")

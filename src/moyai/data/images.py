@@ -188,11 +188,11 @@ def rows_of(
     for name, values in fields.items():
         if values.dtype.kind not in "biuf":
             continue
-        rows = torch.from_numpy(np.asarray(values[index]))
-        if flipped is not None and values.ndim in (3, 4):
-            choose = torch.from_numpy(np.asarray(flipped)).view(-1, *[1] * (rows.ndim - 1))
-            rows = torch.where(choose, rows.flip(-1), rows)
-        found[name] = rows
+        rows = np.asarray(values[index])
+        if flipped is not None and values.ndim in (3, 4):  # by numpy: torch has no flip of 16 bits without sign
+            choose = np.asarray(flipped).reshape(-1, *[1] * (rows.ndim - 1))
+            rows = np.where(choose, rows[..., ::-1], rows)
+        found[name] = torch.from_numpy(rows)
     return found
 
 

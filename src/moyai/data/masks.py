@@ -10,13 +10,17 @@ values in a set are no regions: an edge was smoothed.
 
 A mask is as large as its picture, and is brought to the resolution as its picture is, with the nearest neighbour, so
 that no number arises that was not there. Padding is region 0.
+
+The files are gone through twice: for the values each has, which together say what the regions are, and for the maps.
+Of a set that is too large for memory both are kept in the cache: the maps as pixels are (`store.py`), and what the
+first pass saw in `masks/<hash of names and sizes>.json`, where each file's values stand under the hash of its bytes.
 """
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +30,7 @@ from PIL import Image, ImageOps
 from moyai.data.decode import FORMATS, Target, UnreadablePicture, fit, inspect
 from moyai.data.images import BadFile, Progress, SourceFile
 from moyai.data.listing import Entry, contents, in_order, stem
+from moyai.data.locate import written_beside
 from moyai.data.store import Decoded, Store
 from moyai.errors import DataError
 
@@ -46,10 +51,10 @@ class Regions:
     renumbered: bool
 
 
-class Measured(NamedTuple):
-    """What one mask is, before its values are numbered."""
+class Seen(NamedTuple):
+    """What one mask's bytes say, before its values are numbered."""
 
-    file: SourceFile
+    shape: tuple[int, ...]  # (H, W)
     values: np.ndarray  # (V,) int64, its different values, ascending
     colour: bool
     palette: tuple[int, ...]  # the colour of each value; empty where it has no palette
@@ -58,6 +63,13 @@ class Measured(NamedTuple):
     def grey(self) -> bool:
         """Whether its values are numbers, or colours that are all grey, which are meant as numbers."""
         return not self.colour or bool((self.values == (self.values & 255) * 65793).all())
+
+
+class Measured(NamedTuple):
+    """A mask that can be used."""
+
+    file: SourceFile
+    seen: Seen
 
 
 class Told(NamedTuple):
@@ -113,22 +125,21 @@ def read(
 ) -> Told:
     """The masks of `pictures`, whose (height, width) are `sizes` (N, 2); one that cannot be used leaves no row.
 
+    in_memory: bytes of maps above which they are written to the cache, and found there.
+
     Raises DataError where the masks together are no regions: too many values, or numbers in one and colours in another.
     """
-    bad: list[BadFile] = []
-    whole: list[tuple[int, Measured]] = []
-    look = partial(_look, masks, sizes, pictures)
-    for row, found in in_order(look, range(len(pictures))):
-        if isinstance(found, Measured):
-            whole.append((row, found))
-        else:
-            bad.append(BadFile(pictures[row], f"its mask {masks[pictures[row]].name}: {found}"))
-        if progress:
-            progress("looking at masks", row + 1, len(pictures))
+    entries = [masks[picture] for picture in pictures]
+    path = _path(cache, entries) if len(pictures) * target.height * target.width > in_memory else None
+    known = {} if path is None else _known(path)
+    whole, wrong = _looked(entries, sizes, known, progress)
+    bad = [BadFile(pictures[row], f"its mask {entries[row].name}: {why}") for row, why in wrong]
     measured = [one for _, one in whole]
     regions = _regions(measured, pads=target.resize == "pad" and _pads(sizes, target))
+    if path is not None and not {one.file.sha256 for one in measured} <= known.keys():
+        _keep(path, measured)
     files = tuple(dict.fromkeys(one.file for one in measured))
-    jobs = [(pictures[row], masks[pictures[row]], one.file.sha256) for row, one in whole]
+    jobs = [(pictures[row], entries[row], one.file.sha256) for row, one in whole]
     options = f"masks {MASKS}: {target} values {regions.values.tolist()}"
     store = Store(cache, options, [one.file for one in measured], in_memory)
     decoded = store.find() or _decode(jobs, regions, target, store, progress)
@@ -137,19 +148,75 @@ def read(
     return Told(kept, decoded.pixels, regions, files, (*bad, *decoded.bad), _notes(regions))
 
 
-def _look(masks: Mapping[str, Entry], sizes: np.ndarray, pictures: Sequence[str], row: int) -> Measured | str:
-    """The first pass: hash, size and values of a picture's mask, or why it cannot be used."""
-    entry, size = masks[pictures[row]], tuple(sizes[row].tolist())
+def _looked(
+    entries: Sequence[Entry], sizes: np.ndarray, known: Mapping[str, Seen], progress: Progress | None
+) -> tuple[list[tuple[int, Measured]], list[tuple[int, str]]]:
+    """The first pass: the masks that can be used, and what is wrong with the others, by row."""
+    whole: list[tuple[int, Measured]] = []
+    wrong: list[tuple[int, str]] = []
+    for row, found in in_order(lambda row: _look(entries[row], known), range(len(entries))):
+        size = tuple(sizes[row].tolist())
+        if isinstance(found, str):
+            wrong.append((row, found))
+        elif found.seen.shape != size:
+            height, width = found.seen.shape
+            wrong.append((row, f"it is {height} x {width}, and the picture {size[0]} x {size[1]}"))
+        else:
+            whole.append((row, found))
+        if progress:
+            progress("looking at masks", row + 1, len(entries))
+    return whole, wrong
+
+
+def _look(entry: Entry, known: Mapping[str, Seen]) -> Measured | str:
+    """What a mask says, decoded only where its bytes are not known; or why it says nothing."""
     try:
         data = contents(entry)
-        values, colour, palette = _values(data)
+        file = SourceFile(entry.name, entry.size, hashlib.sha256(data).hexdigest())
+        if file.sha256 in known:
+            return Measured(file, known[file.sha256])
+        values, colour, palette = values_of(data)
     except UnreadablePicture as error:
         return str(error)
-    if values.shape != size:
-        return f"it is {values.shape[0]} x {values.shape[1]}, and the picture {size[0]} x {size[1]}"
-    file = SourceFile(entry.name, entry.size, hashlib.sha256(data).hexdigest())
-    present = np.unique(values).astype(np.int64)
-    return Measured(file, present, colour, tuple(palette[value] for value in present.tolist()) if palette else ())
+    present = _present(values)
+    colours = tuple(palette[value] for value in present.tolist()) if palette else ()
+    return Measured(file, Seen(values.shape, present, colour, colours))
+
+
+def _present(values: np.ndarray) -> np.ndarray:
+    """The different values, ascending, int64. Small ones are counted: sorting takes longer than decoding."""
+    if values.min() >= 0 and values.max() < 2**16:
+        return np.flatnonzero(np.bincount(values.ravel())).astype(np.int64)
+    return np.unique(values).astype(np.int64)
+
+
+def _path(cache: Path, entries: Sequence[Entry]) -> Path:
+    """Where the first pass of these files is kept. Bytes are not in its name: it says of which bytes it knows what."""
+    digest = hashlib.sha256(f"masks {MASKS}\n".encode())
+    for entry in entries:
+        digest.update(f"{entry.name}\0{entry.size}\n".encode())
+    return cache / "masks" / f"{digest.hexdigest()}.json"
+
+
+def _known(path: Path) -> dict[str, Seen]:
+    """What an earlier first pass saw; nothing where there was none or its file is damaged."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return {sha256: _seen(*one) for sha256, one in told.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError):
+        return {}
+
+
+def _seen(shape: list[int], values: list[int], colour: bool, palette: list[int]) -> Seen:
+    return Seen(tuple(shape), np.array(values, np.int64), colour, tuple(palette))
+
+
+def _keep(path: Path, measured: Sequence[Measured]) -> None:
+    """Write what a first pass saw of the masks that can be used."""
+    plain = {file.sha256: (one.shape, one.values.tolist(), one.colour, one.palette) for file, one in measured}
+    text = json.dumps(plain)
+    with written_beside(path, len(text)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _decode(
@@ -163,7 +230,7 @@ def _decode(
             data = contents(entry)
             if hashlib.sha256(data).hexdigest() != sha256:
                 return "changed while it was read"
-            values, colour, _ = _values(data)
+            values, colour, _ = values_of(data)
         except UnreadablePicture as error:
             return str(error)
         if colour and not regions.colour:
@@ -184,8 +251,11 @@ def _decode(
     return store.decoded(rows)
 
 
-def _values(data: bytes) -> tuple[np.ndarray, bool, list[int]]:
-    """(H, W) integers, whether they are colours (65536 red + 256 green + blue), and the colours of a palette."""
+def values_of(data: bytes) -> tuple[np.ndarray, bool, list[int]]:
+    """(H, W) integers, whether they are colours (65536 red + 256 green + blue), and the colours of a palette.
+
+    UnreadablePicture where a file is no mask.
+    """
     if inspect(data).several:
         raise UnreadablePicture("several pictures in one file, and a mask is one")
     try:
@@ -220,7 +290,7 @@ def _same_palette(measured: Sequence[Measured]) -> None:
     """DataError where one number has two colours, so that it cannot mean one region."""
     seen: dict[int, tuple[int, str]] = {}
     for one in measured:
-        for value, colour in zip(one.values.tolist(), one.palette, strict=False):
+        for value, colour in zip(one.seen.values.tolist(), one.seen.palette, strict=False):
             known, name = seen.setdefault(value, (colour, one.file.name))
             if known != colour:
                 raise DataError(
@@ -232,18 +302,18 @@ def _same_palette(measured: Sequence[Measured]) -> None:
 def _regions(measured: Sequence[Measured], pads: bool) -> Regions:
     """The numbering of all values there are."""
     _same_palette(measured)
-    grey = all(one.grey for one in measured)
-    if not grey and (plain := next((one for one in measured if not one.colour), None)):
-        colour = next(one for one in measured if not one.grey)
+    grey = all(one.seen.grey for one in measured)
+    if not grey and (plain := next((one for one in measured if not one.seen.colour), None)):
+        colour = next(one for one in measured if not one.seen.grey)
         raise DataError(
             f"masks are numbers or colours, not both: {plain.file.name} has numbers, {colour.file.name} colours"
         )
     values = np.zeros(int(pads), dtype=np.int64)  # what is added around a mask is 0
-    for one in measured:
+    for file, one in measured:
         values = np.union1d(values, one.values & 255 if grey and one.colour else one.values)
         if len(values) > MOST:
             raise DataError(
-                f"masks have more than {MOST} different values (up to {one.file.name}, which has {len(one.values)}): "
+                f"masks have more than {MOST} different values (up to {file.name}, which has {len(one.values)}): "
                 'these are no region numbers; save them without smoothing, or set data.masks to "none"'
             )
     top = int(values[-1]) if len(values) else 0

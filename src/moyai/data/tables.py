@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ KEY = "file_name"
 KINDS = (".csv", ".tsv", ".jsonl")
 DELIMITERS = (",", ";", "\t")
 FLAGS = {"true": 1.0, "false": 0.0}
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can spell one half of a pair that only together is a character
 Row = tuple[int, dict[str, Any]]  # the number of its line in the file, and its cells by column
 
 
@@ -83,6 +85,9 @@ def number(cell: Any) -> float | None:
 
 
 def empty(cell: Any) -> bool:
+    """Whether a cell says nothing: blank, null, or the NaN that a table of JSON has where others have a blank."""
+    if isinstance(cell, float):
+        return math.isnan(cell)
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
@@ -111,7 +116,10 @@ def _delimiter(text: str, where: str) -> str:
     first = next((line for line in text.splitlines() if line.strip(",;\t ")), "")
     if not first:
         raise DataError(f"{where} is empty; it needs a header with {KEY} and a row for each picture")
-    headers = {delimiter: next(csv.reader([first], delimiter=delimiter)) for delimiter in DELIMITERS}
+    try:
+        headers = {delimiter: next(csv.reader([first], delimiter=delimiter)) for delimiter in DELIMITERS}
+    except csv.Error as error:
+        raise DataError(f"{where} has no header with {KEY} in its first line: {error}") from error
     fitting = [delimiter for delimiter, cells in headers.items() if KEY in map(_plain, cells)]
     if fitting:
         return fitting[0]
@@ -141,12 +149,15 @@ def _json_rows(text: str, where: str) -> Iterator[Row]:
             continue
         try:
             cells = json.loads(words)
+            half = _HALF.search(json.dumps(cells, ensure_ascii=False)) if "\\u" in words else None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}, line {line}: no JSON ({error})") from error
         if not isinstance(cells, dict):
             raise DataError(f'{where}, line {line}: each line is an object such as {{"{KEY}": "a.png", "age": 3}}')
         if not isinstance(cells.get(KEY), str):
             raise DataError(f"{where}, line {line} has no {KEY}, by which it is matched: {choices(KEY, cells)}")
+        if half:
+            raise DataError(f"{where}, line {line} has {half[0]!r}, half of a character, which no file can hold")
         yield line, cells
 
 
@@ -167,9 +178,11 @@ def _matched(rows: list[Row], folder: str, pictures: list[str], where: str) -> d
             matched[picture] = line, cells
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        beside = [name.removeprefix(f"{folder}/") for name in pictures if not folder or name.startswith(f"{folder}/")]
+        example = f", such as {beside[0]}" if beside else ""
         raise DataError(
             f"{where}: {len(unknown)} of {len(rows)} rows are of pictures that are not there: "
-            f"{', '.join(unknown[:3])}{more}; names are relative to the folder of the table"
+            f"{', '.join(unknown[:3])}{more}; names are relative to the folder of the table{example}"
         )
     return matched
 

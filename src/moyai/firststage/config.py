@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moyai.conditioning.config import ConditionConfig
+from moyai.conditioning.config import ConditionConfig, Name
 from moyai.nets.config import AutoencoderConfig, DiscriminatorConfig
 from moyai.schema import Config
 from moyai.training.config import TrainConfig
@@ -119,7 +119,7 @@ class ObjectiveConfig(Config):
 class _FirstStage(Config):
     net: AutoencoderConfig = AutoencoderConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    conditions: dict[str, ConditionConfig] = Field(
+    conditions: dict[Name, ConditionConfig] = Field(
         {}, description="what encoder, decoder and discriminator are told of a picture, by name"
     )
     train: TrainConfig = TrainConfig(batch=64, learning_rate=1e-3)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moyai.conditioning.config import ConditionConfig
+from moyai.conditioning.config import ConditionConfig, Name
 from moyai.diffusion.config import (
     DensityConfig,
     FixedVariance,
@@ -31,7 +31,7 @@ class DiffusionPriorConfig(Config):
     )
     weighting: WeightingConfig = WeightingConfig()
     variance: VarianceConfig = FixedVariance()
-    conditions: dict[str, ConditionConfig] | None = Field(
+    conditions: dict[Name, ConditionConfig] | None = Field(
         None, description="by name; {} is unconditional; follows from the data: classes and captions where there are"
     )
     drop_all: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -58,7 +58,7 @@ class CodePriorConfig(Config):
 
     kind: Literal["codes"] = "codes"
     net: CodeNetConfig = PixelCNNConfig()
-    conditions: dict[str, ConditionConfig] | None = Field(
+    conditions: dict[Name, ConditionConfig] | None = Field(
         None, description="by name; {} is unconditional; follows from the data: classes and captions where there are"
     )
     drop_all: Annotated[float, Field(ge=0, lt=1)] = Field(

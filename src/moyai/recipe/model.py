@@ -220,12 +220,15 @@ def _check_unet(net: UNetConfig, conditions: Mapping[str, ConditionConfig]) -> N
                 f"prior.net.heads is {net.heads}, which does not divide a level's {channels} channels; possible: "
                 f"a divisor of {channels}, or prior.net.head_width instead"
             )
-    if net.attention_kind == "self":
+    nowhere = net.attention is not None and not any(net.attention) and not net.middle_attention
+    if net.attention_kind == "self" or nowhere:
+        where = "attention is nowhere; possible: somewhere"
+        reason = where if nowhere else 'attention_kind is "self"; possible: "transformer"'
         for name, condition in conditions.items():
             if getattr(condition, "route", "context" if "text" in condition.kind else None) in ("context", "both"):
                 raise ConfigError(
-                    f'prior.conditions.{name} is attended to, but prior.net.attention_kind is "self"; possible: '
-                    f'"transformer", or prior.conditions.{name}.route="vector" where it has a route'
+                    f"prior.conditions.{name} is attended to, but prior.net.{reason}, or "
+                    f'prior.conditions.{name}.route="vector" where it has a route'
                 )
 
 
