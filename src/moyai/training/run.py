@@ -254,7 +254,7 @@ class Run:
             latents.read(self.folder / "latents" / half, images, codec=codec.digest())
             for half, images in self._halves().items()
         ]
-        conditioner = build_conditioner(self.recipe, self.facts)
+        conditioner = build_conditioner(self.recipe, self.facts).to(self.device)  # published encoders are large
         for half, images in self._halves().items():
             conditioner.encode(images.fields, functools.partial(self._progress, f"encoding {half} captions"))
         caches = [
