@@ -65,7 +65,9 @@ def described(picture: np.ndarray, mask: np.ndarray) -> list[tuple[tuple[str, st
     return found
 
 
-def test_captions_agree_with_colours_areas_and_centroids(images: ImageSet) -> None:
+@pytest.mark.parametrize("phrasing", ["varied", "plain"])
+def test_captions_agree_with_colours_areas_and_centroids(phrasing: str) -> None:
+    images = drawn(seed=5, phrasing=phrasing)
     related = 0
     for picture, mask, caption in zip(images.pixels, images.fields["mask"], images.fields["caption"], strict=True):
         told, there = parse(str(caption)), described(picture, mask)
@@ -176,6 +178,18 @@ def test_all_kinds_of_scene_are_there_about_as_often_as_said() -> None:
         [shapes.RELATED / 4] * 4, abs=0.05
     )
     assert all(scene.relation is None for scene in told if len(scene.things) != 2)
+
+
+def test_plain_captions_are_the_plainest_and_mostly_in_reading_order() -> None:
+    told = [shapes.place(0, i, 64, 64, plain=True) for i in range(1500)]
+    assert all(one.caption == grammar.captions(one.scene)[0] for one in told)
+    relations = [one.scene.relation for one in told if one.scene.relation]
+    shares = [np.mean([r == name for r in relations]) for name in grammar.RELATIONS]
+    assert shares == pytest.approx(shapes.IN_ORDER, abs=0.05)
+    assert {"left of", "above"} == {
+        r for r, share in zip(grammar.RELATIONS, shapes.IN_ORDER, strict=True) if share > 0.25
+    }
+    assert drawn(phrasing="plain", count=2).fingerprint != drawn(count=2).fingerprint
 
 
 # ---- the language

@@ -162,6 +162,11 @@ class ShapesConfig(_Source):
     count: Annotated[int, Field(ge=2, le=1_000_000)] = Field(20_000, description="pictures that are drawn")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="the pictures follow from it")
     resolution: int | tuple[int, int] | None = Field(64, description="side, or (height, width), in pixels")
+    phrasing: Literal["varied", "plain"] = Field(
+        "varied",
+        description="captions in many forms; or each in its plainest, three of four pairs named in reading order (left "
+        "of, above), which a small model learns sooner",
+    )
 
     @model_validator(mode="after")
     def _as_told(self) -> "ShapesConfig":

@@ -13,7 +13,7 @@ direction, and their centres further in it than across it (`ACROSS`). Background
 belongs to a shape.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ RGB = np.array(
 )  # of COLOURS, in order
 RADII = ((4.8, 5.8), (8.4, 10.0))  # of SIZES in order: of the circle with the shape's area
 COUNTS = (0.2, 0.6, 0.2)  # shares of scenes of one, two and three things
+IN_ORDER = (0.375, 0.125, 0.375, 0.125)  # shares of RELATIONS where phrasing is plain: left and above are read first
 RELATED = 0.85  # the share of scenes of two whose caption says how they lie
 GAP, BORDER, ACROSS = 3.0, 2.0, 0.6  # pixels between boxes and to the border; |across| / |along| of a relation
 REGIONS = ("background", *SHAPES)
@@ -78,7 +79,8 @@ def read(config: ShapesConfig, cache: Path, progress: Progress | None = None) ->
     mask = np.empty((len(kept), height, width), np.uint8)
     captions = []
     for start in range(0, len(kept), _CHUNK):
-        placed = [place(config.seed, int(i), height, width) for i in kept[start : start + _CHUNK]]
+        numbers = kept[start : start + _CHUNK].tolist()
+        placed = [place(config.seed, i, height, width, plain=config.phrasing == "plain") for i in numbers]
         pixels[start : start + _CHUNK], mask[start : start + _CHUNK] = draw(placed)
         captions += [one.caption for one in placed]
         if progress:
@@ -91,23 +93,24 @@ def read(config: ShapesConfig, cache: Path, progress: Progress | None = None) ->
         files=(),
         regions=REGIONS,
         decoding=f"shapes {VERSION}: seed {config.seed} count {config.count} {height}x{width} "
-        f"limit {config.limit if len(kept) < config.count else None}",
+        f"limit {config.limit if len(kept) < config.count else None}"
+        f"{' plain' if config.phrasing == 'plain' else ''}",
     )
 
 
 # ---- what is in a picture
 
 
-def place(seed: int, index: int, height: int, width: int) -> Placed:
-    """Scene, caption and places of picture `index`, a function of these arguments alone."""
+def place(seed: int, index: int, height: int, width: int, *, plain: bool = False) -> Placed:
+    """Scene, caption and places of picture `index`, a function of these arguments alone; plain: as `phrasing` says."""
     rng = generator(seed, "shapes", index)
     scale = min(height, width) / SIDE
-    told, numbers = _scene(rng)
+    told, numbers = _scene(rng, IN_ORDER if plain else None)
     low, high = np.array(RADII)[numbers[:, 0]].T * scale
     radii = rng.uniform(low, high)
     return Placed(
         scene=told,
-        caption=_caption(rng, told),
+        caption=str(told) if plain else _caption(rng, told),
         centres=_centres(rng, told, _BOXES[numbers[:, 2]] * radii[:, None], height, width, scale),
         radii=radii,
         shades=rng.uniform(0.94, 1.04, len(radii)),
@@ -117,13 +120,15 @@ def place(seed: int, index: int, height: int, width: int) -> Placed:
     )
 
 
-def _scene(rng: np.random.Generator) -> tuple[Scene, np.ndarray]:
-    """A scene, and (things, 3) the numbers of its sizes, colours and shapes."""
+def _scene(rng: np.random.Generator, shares: Sequence[float] | None) -> tuple[Scene, np.ndarray]:
+    """A scene, and (things, 3) the numbers of its sizes, colours and shapes; shares: of RELATIONS, equal where None."""
     count = int(np.searchsorted(np.cumsum(COUNTS), rng.random())) + 1
     numbers = rng.integers(0, (len(SIZES), len(COLOURS), len(SHAPES)), (count, 3))
     things = tuple(Thing(SIZES[size], COLOURS[colour], SHAPES[shape]) for size, colour, shape in numbers.tolist())
-    relation = RELATIONS[rng.integers(len(RELATIONS))] if count == 2 and rng.random() < RELATED else None
-    return Scene(things, relation), numbers
+    if count != 2 or rng.random() >= RELATED:
+        return Scene(things), numbers
+    number = rng.integers(len(RELATIONS)) if shares is None else rng.choice(len(RELATIONS), p=shares)
+    return Scene(things, RELATIONS[number]), numbers
 
 
 def _caption(rng: np.random.Generator, told: Scene) -> str:
