@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import tiny
-from moyai import build, tasks
+from moyai import tasks
+from moyai.build.data import read_data
 from moyai.checkpoints import models
 from moyai.commands.evaluate import Options, evaluate
 from moyai.console import Silent
 from moyai.data import splits
 from moyai.data.images import ImageSet, SourceFile, to_uint
 from moyai.errors import DataError, RequestError
-from moyai.evaluation import assessment, extractors, features, frechet, obedience, rows
+from moyai.evaluation import assessment, extractors, features, frechet, memorization, obedience, rows
 from moyai.evaluation.rows import Pictures
 from moyai.evaluation.values import Features
 from moyai.training.run import train
@@ -75,7 +76,7 @@ def test_the_table_is_complete_repeatable_and_in_the_report(run: Path) -> None:
 
 def test_copies_of_training_pictures_are_named(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = models.load(run)
-    data = build.read_data(model.recipe.data, run)
+    data = read_data(model.recipe.data, run)
     mine, theirs = (data.subset(index) for index in splits.split(data, model.recipe.data.validation))
     extractor = extractors.own_extractor(mine, run, silent)
     request = tasks.request(model, n=4)
@@ -153,14 +154,21 @@ def test_a_second_evaluation_computes_neither_features_nor_statistics(
     judge = functools.partial(
         assessment.assess_pictures, train=mine, held_out=theirs, extractor=extractor, cache=tmp_path, progress=silent
     )
+    searches: list[int] = []
+    search = memorization.nearest
+    monkeypatch.setattr(memorization, "nearest", lambda *a, **k: (searches.append(len(a[0])), search(*a, **k))[1])
     first = judge(samples).plain()
+    assert len(searches) == 4  # of samples and of held-out pictures, in features and in pixels
+    searches.clear()
 
     def never(*given: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(features, "_computed", never)
     monkeypatch.setattr(frechet.Statistics, "of", never)
+    monkeypatch.setattr(frechet, "_root", never)
     assert judge(samples).plain() == first
+    assert len(searches) == 2  # the control's distances are kept
     with pytest.raises(AssertionError, match="computed again"):  # other pictures are computed
         judge(Pictures(samples.pixels[::-1].copy()))
 
@@ -174,7 +182,7 @@ def test_statistics_that_are_damaged_or_anothers_are_made_again(tmp_path: Path) 
     assert features.statistics(found, cache=tmp_path).scatter.equal(expected.scatter)
     (path,) = (tmp_path / "features").rglob("*.statistics.safetensors")
     whole = path.read_bytes()
-    for damaged in (whole[:-9], b"", whole.replace(b"mean", b"mode")):
+    for damaged in (whole[:-9], b"", whole.replace(b"mean", b"mode"), whole.replace(b"root", b"stem")):
         path.write_bytes(damaged)
         assert features.statistics(found, cache=tmp_path).scatter.equal(expected.scatter)
         assert path.read_bytes() == whole

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from moyai.data.images import PixelRows
 from moyai.errors import DataError, SaveError
-from moyai.evaluation.features import content_hash, extract, to_images, weights_hash
-from moyai.evaluation.values import Source
+from moyai.evaluation.features import content_hash, distances, extract, to_images, weights_hash
+from moyai.evaluation.values import Features, Source
 
 
 class Counting:
@@ -83,6 +83,36 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes | None) -> N
     assert again.shown == 10
     assert extract(again, pictures(), cache=tmp_path).values.equal(expected)
     assert again.shown == 10  # whole once more
+
+
+def test_distances_are_kept_under_all_they_follow_from(tmp_path: Path) -> None:
+    one, two = extract(Counting(), pictures()), extract(Counting(), pictures()[::-1].copy())
+    made: list[str] = []
+
+    def asked(name: str, first: Features, second: Features, count: int = 10, cache: Path | None = tmp_path) -> float:
+        made.append(name)
+
+        def make() -> Tensor:
+            made.pop()
+            return torch.full((count,), float(len(name))).double()
+
+        return float(distances(name, first, second, count, make, cache=cache)[0])
+
+    assert [asked("pixels", one, two), asked("pixels", one, two)] == [6, 6]
+    assert made == ["pixels"]  # found the second time
+    made.clear()
+    asked("pixels", two, one)
+    asked("feature", one, two)
+    asked("pixels", one, two, count=9)  # of the wrong length: made again
+    asked("pixels", one, two, count=9, cache=None)
+    unknown = Features(one.values, one.source)  # of pictures that nobody knows
+    asked("pixels", unknown, two)
+    asked("pixels", unknown, two)
+    assert made == []
+    for path in (tmp_path / "features").rglob("*.distances.safetensors"):
+        path.write_bytes(path.read_bytes()[:-3])
+    assert asked("feature", one, two) == 7
+    assert made == []
 
 
 def test_hashes_follow_content_only() -> None:

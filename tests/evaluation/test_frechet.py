@@ -96,6 +96,15 @@ def test_bootstrap_replicates_are_the_definition_on_drawn_rows() -> None:
     assert found == pytest.approx(scipy_distance(drawn.numpy(), y.numpy()), rel=1e-9)
 
 
+def test_a_known_root_is_taken_and_is_the_root() -> None:
+    from dataclasses import replace
+
+    x, y = features(normal(9, 60, 6)), Statistics.of(normal(10, 80, 6), source(6))
+    torch.testing.assert_close(y.root @ y.root, y.covariance)
+    assert fid(x, replace(y, known_root=y.root), replicates=3) == fid(x, y, replicates=3)
+    assert fid(x, replace(y, known_root=2 * y.root), replicates=3) != fid(x, y, replicates=3)
+
+
 def test_the_interval_is_the_seeds_and_covers() -> None:
     x, y = features(normal(11, 300, 8)), features(normal(12, 3000, 8) * 1.2)
     one, two = fid(x, y, seed=1), fid(x, y, seed=1)

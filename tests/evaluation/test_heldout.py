@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from moyai import build
 from moyai.batch import Cond
+from moyai.build.conditions import build_conditioner
+from moyai.build.diffusion import parameterization
+from moyai.build.firststage import build_autoencoder, build_codec
+from moyai.build.prior import build_prior
 from moyai.checkpoints import models
 from moyai.data.images import ImageSet
 from moyai.errors import ConfigError, RequestError
@@ -46,9 +49,9 @@ def over_codes() -> LatentModel:
     facts = DataFacts(channels=1, height=8, width=8, count=60, classes=tiny.CLASSES, fields=("class",))
     changes = {"first_stage.kind": "vq", "first_stage.codebook": {"size": 16}, "sampling": {"batch": 4}}
     recipe = resolve(tiny.recipe(Path("data"), changes), facts)
-    codec = build.codec(recipe, facts, build.autoencoder(recipe, facts))
-    told = build.conditioner(recipe, facts)
-    return LatentModel(codec, told, build.prior(recipe, told, codec.shape()), recipe, facts)
+    codec = build_codec(recipe, facts, build_autoencoder(recipe, facts))
+    told = build_conditioner(recipe, facts)
+    return LatentModel(codec, told, build_prior(recipe, told, codec.shape()), recipe, facts)
 
 
 def with_net(model: LatentModel, net: nn.Module) -> LatentModel:
@@ -105,7 +108,7 @@ def test_what_has_no_likelihood_says_so(finished_run: Path, over_codes: LatentMo
     model = models.load(finished_run / "run")
     with pytest.raises(RequestError, match="1 picture is too few"):
         rate(model, pictures(1))
-    flow = build.parameterization(
+    flow = parameterization(
         tiny.recipe(Path("data"), {"prior.parameterization": {"kind": "flow"}}).prior.parameterization
     )
     model.prior.denoiser.parameterization = flow

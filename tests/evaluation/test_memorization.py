@@ -92,6 +92,17 @@ def test_groups_are_kept_apart() -> None:
     assert apart.worst[0].group in (0, 1)
 
 
+def test_a_control_that_is_kept_is_not_computed_again() -> None:
+    sets = features(normal(0, 50, 4)), features(normal(1, 80, 4)), features(normal(2, 120, 4))
+    found = in_features(*sets)
+    again = in_features(*sets, kept=lambda compute: found.control)
+    assert (again.border, again.close) == (found.border, found.close)
+    assert in_features(*sets, kept=lambda compute: found.control * 2).border == pytest.approx(2 * found.border)
+    shown = pictures(0, 20), pictures(1, 30), pictures(2, 120)
+    grey = in_pixels(*shown)
+    assert in_pixels(*shown, kept=lambda compute: compute() + 1).border == pytest.approx(grey.border + 1)
+
+
 def test_bad_input_in_one_line() -> None:
     x = features(normal(0, 20, 4))
     with pytest.raises(RequestError, match="one extractor"):

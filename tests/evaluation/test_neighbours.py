@@ -7,7 +7,8 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from moyai.errors import DataError, RequestError
-from moyai.evaluation.neighbours import manifold, nearest, squared_blocks
+from moyai.evaluation.neighbours import manifold, nearest, own_radii
+from moyai.evaluation.pairs import blocks
 from moyai.evaluation.values import Features, Source
 
 TINY = 1 << 13  # bytes: forces many blocks
@@ -41,11 +42,42 @@ def test_in_one_set_none_is_its_own_neighbour_but_a_copy_is(memory: int) -> None
     assert (numbers[3, 0], numbers[40, 0], distances[3, 0]) == (40, 3, 0)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-4])
+@pytest.mark.parametrize("memory", [TINY, 1 << 28])
+def test_points_that_lie_on_one_another_are_told_apart_as_float64_does(spread: float, memory: int) -> None:
+    """A model that draws one picture only, beside a far point that keeps the middle from being theirs."""
+    x = (1 + spread * normal(0, 150, 5).double()).float()
+    x[0] = 50
+    distances, numbers = nearest(x, x, 3, same=True, memory=memory)
+    full = cdist(x.double().numpy(), x.double().numpy())
+    np.fill_diagonal(full, np.inf)
+    np.testing.assert_allclose(distances.numpy(), np.sort(full, 1)[:, :3], rtol=1e-6, atol=1e-6)
+    taken = np.take_along_axis(full, numbers.numpy(), 1)
+    np.testing.assert_allclose(taken, distances.numpy(), rtol=1e-6, atol=1e-6)
+    assert all(len(set(row)) == 3 for row in numbers.tolist())
+
+
+def test_the_order_of_neighbours_is_float64s_where_float32_cannot_tell() -> None:
+    points = 1000 + torch.arange(40.0)[:, None] * torch.full((1, 64), 2.0**-13)  # float32 squares differ by less
+    points[-1] = -1000
+    query = points[:1] - 2.0**-12
+    order = nearest(query, points[torch.arange(39, -1, -1)], 5)[1][0]
+    assert (39 - order).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_known_radii_change_nothing() -> None:
+    x, y = features(normal(0, 90, 6)), features(normal(1, 80, 6))
+    assert manifold(x, y, radii=own_radii(y)) == manifold(x, y)
+    np.testing.assert_allclose(own_radii(y, 2)[:, 1], np.sort(cdist(y.values, y.values), 1)[:, 2] ** 2, rtol=1e-5)
+
+
 def test_the_bound_on_memory_holds() -> None:
     for memory in (1 << 12, 1 << 16):
-        for rows, columns, block in squared_blocks(normal(0, 300, 3), normal(1, 200, 3), memory):
-            assert block.numel() * 8 <= memory
-            assert block.shape == (rows.stop - rows.start, columns.stop - columns.start)
+        met = torch.zeros(300, 200, dtype=torch.int64)
+        for block in blocks(normal(0, 300, 3), normal(1, 200, 3), memory):
+            assert block.low.numel() * 32 <= memory
+            met[block.rows, block.columns] += 1
+        assert bool((met == 1).all())
 
 
 def test_groups_are_kept_apart() -> None:

@@ -80,6 +80,20 @@ def test_the_same_call_gives_the_same_network_and_files_keep_it(judge: regressor
         regressor.load(path)
 
 
+def test_large_pictures_are_seen_small_and_the_name_says_so() -> None:
+    x = torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(0))
+    mean = x.reshape(2, 3, 64, 2, 48, 2).mean((3, 5))
+    squares = torch.stack([mean[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)
+    torch.testing.assert_close(regressor.seen(x), squares)
+    assert regressor.seen(x[:, :, :32, :28]).equal(x[:, :, :32, :28])
+    assert regressor.seen(x[:, :, :33, :28]).shape == (2, 12, 17, 14)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 128, 96), np.uint8)
+    *_, end = regressor.train(pixels, np.arange(8.0), field="age", seed=0, steps=1, batch=4)
+    assert end.made is not None
+    assert end.made.source.name == "own regressor of age, 128 x 96 x 1, averaged over 2 x 2, of stored integers"
+    assert end.made.trunk.channels == 4
+
+
 def test_units_do_not_matter() -> None:
     """Numbers on another scale give the same network, read back on that scale."""
     pixels, positions = slices(100)

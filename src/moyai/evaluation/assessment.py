@@ -144,7 +144,7 @@ def assess_pictures(
         values["first stage"] |= fidelity(real.pixels, again)
     groups = None if held_out.groups is None else held_out.groups[index]
     progress("looking for copies", 0, 1)
-    found = copies(of["samples"], samples.pixels, reference, of["held out"], real.pixels, groups)
+    found = copies(of["samples"], samples.pixels, reference, of["held out"], real.pixels, groups, cache)
     progress("looking for copies", 1, 1)
     values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
     counts = {"samples": len(samples.pixels), "held out": len(index), "reference": len(reference.features)}

@@ -7,7 +7,8 @@ would be judged on values nobody gets. Resize and quantisation are part of an ex
 
 Features lie in the cache under (hash of the extractor's weights and name, hash of the pictures' content), so the
 reference set is computed once, whichever run asks, and a changed picture or weight is never taken for the old one. The
-mean and scatter of a set, which the Fréchet distance needs, lie beside them.
+mean and scatter of a set with the root of its covariance, which the Fréchet distance needs, lie beside them, and so do
+the distances from held-out pictures to the training pictures, which memorisation is judged by.
 """
 
 import hashlib
@@ -64,7 +65,7 @@ def extract(
     if values is None:
         values = _computed(extractor, pixels, batch, progress)
         if path is not None:
-            _write(path, values)
+            _write(path, {"features": values})
     with torch.no_grad():
         parts = [extractor.probabilities(part) for part in values.split(ROWS)]
     known = [part for part in parts if part is not None]
@@ -72,7 +73,8 @@ def extract(
 
 
 def statistics(features: Features, *, cache: Path | None = None) -> Statistics:
-    """Count, mean and scatter of features, from the folder `cache` where they were computed before."""
+    """Count, mean, scatter and the root of the covariance of features, from the folder `cache` where they were computed
+    before."""
     path = None
     if cache is not None and features.content:
         path = cache / "features" / _key(features.source) / f"{features.content[:32]}.statistics.safetensors"
@@ -81,9 +83,7 @@ def statistics(features: Features, *, cache: Path | None = None) -> Statistics:
             return known
     found = Statistics.of(features.values, features.source)
     if path is not None:
-        data = safetensors.torch.save({"mean": found.mean, "scatter": found.scatter})
-        make_folder(path.parent, len(data))
-        write_atomic(path, data)
+        _write(path, {"mean": found.mean, "scatter": found.scatter, "root": found.root})
     return found
 
 
@@ -91,13 +91,34 @@ def _read_statistics(path: Path, features: Features) -> Statistics | None:
     """Cached statistics; None where there are none, or what lies there is not whole and has to be made again."""
     try:
         told = safetensors.torch.load(path.read_bytes())
-        mean, scatter = told["mean"], told["scatter"]
+        mean, scatter, root = told["mean"], told["scatter"], told["root"]
     except (OSError, SafetensorError, KeyError):
         return None
     dimensions = features.source.dimensions
-    fits = mean.shape == (dimensions,) and scatter.shape == (dimensions, dimensions) and mean.dtype == torch.float64
-    whole = fits and bool(torch.isfinite(mean).all()) and bool(torch.isfinite(scatter).all())
-    return Statistics(len(features), mean, scatter, features.source) if whole else None
+    shapes = [tuple(part.shape) for part in (mean, scatter, root)]
+    fits = shapes == [(dimensions,), (dimensions, dimensions), (dimensions, dimensions)]
+    whole = fits and all(part.dtype == torch.float64 and bool(part.isfinite().all()) for part in (mean, scatter, root))
+    return Statistics(len(features), mean, scatter, features.source, root) if whole else None
+
+
+def distances(
+    name: str, first: Features, second: Features, count: int, make: Callable[[], Tensor], *, cache: Path | None = None
+) -> Tensor:
+    """Distances (count,) float64 that follow from what `name` says and from two sets of pictures, in the features of
+    one extractor: from the folder `cache` where they were computed before, else by `make`."""
+    if cache is None or not (first.content and second.content):
+        return make()
+    told = hashlib.sha256(f"{name}\n{first.content}\n{second.content}".encode()).hexdigest()
+    path = cache / "features" / _key(first.source) / f"{told[:32]}.distances.safetensors"
+    try:
+        known = safetensors.torch.load(path.read_bytes())["distances"]
+        if known.shape == (count,) and known.dtype == torch.float64 and bool((known >= 0).all()):
+            return known
+    except (OSError, SafetensorError, KeyError):
+        pass
+    found = make()
+    _write(path, {"distances": found})
+    return found
 
 
 def _computed(extractor: Extractor, pixels: Pixels, batch: int, progress: Progress | None) -> Tensor:
@@ -125,8 +146,8 @@ def _read(path: Path, count: int, dimensions: int) -> Tensor | None:
     return values if fits and bool(torch.isfinite(values).all()) else None
 
 
-def _write(path: Path, values: Tensor) -> None:
-    data = safetensors.torch.save({"features": values})
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    data = safetensors.torch.save(tensors)
     make_folder(path.parent, len(data))
     write_atomic(path, data)
 

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from moyai.errors import CheckpointError
 from moyai.evaluation.features import make_folder
 from moyai.files import write_atomic
+from moyai.nets.trunk import Trunk
 
 Network = TypeVar("Network")
+Shape = tuple[int, int, int]  # channels, height, width of the pictures a network was trained on
 Progress = Callable[[str, int, int], None]
 
 
@@ -62,6 +64,26 @@ def read(path: Path, kind: str, make: Callable[[dict[str, Tensor], dict[str, Any
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         article = "an" if kind[0] in "aeiou" else "a"
         raise CheckpointError(f"{path} is not {article} {kind} of moyai: {error}") from error
+
+
+def read_trunk(
+    path: Path, kind: str, make: Callable[[Trunk, nn.Linear | None, Shape, Mapping[str, Any]], Network]
+) -> Network:
+    """What `make` builds of the "trunk" that a file holds, the linear layer "head" that reads its features where
+    there is one, the shape (C, H, W) of its pictures, and all that is told. CheckpointError for any other file."""
+
+    def whole(tensors: dict[str, Tensor], told: dict[str, Any]) -> Network:
+        channels, height, width = (int(n) for n in told["shape"])
+        stem = tensors["trunk.stages.0.weight"]  # (width, channels, 3, 3)
+        trunk, head = Trunk(stem.shape[1], len(stem)), None
+        trunk.load_state_dict(part(tensors, "trunk"))
+        if "head.weight" in tensors:
+            weight = tensors["head.weight"]
+            head = nn.Linear(weight.shape[1], len(weight), dtype=weight.dtype)
+            head.load_state_dict(part(tensors, "head"))
+        return make(trunk, head, (channels, height, width), told)
+
+    return read(path, kind, whole)
 
 
 def place(cache: Path, *follows_from: object) -> Path:

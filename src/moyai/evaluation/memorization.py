@@ -13,7 +13,7 @@ held-out picture is compared with training pictures of *other* groups only; othe
 sides would make the border small and hide copies. The report also counts close samples by the group they are near to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,12 @@ from moyai.evaluation.values import Features, Source, Value, same_source, share
 
 PERCENTILE = 1.0  # of the control's distances: the border
 WORST = 10
+Kept = Callable[[Callable[[], Tensor]], Tensor]
+
+
+def fresh(compute: Callable[[], Tensor]) -> Tensor:
+    """Computed, whatever may be kept."""
+    return compute()
 
 
 @dataclass(frozen=True)
@@ -71,13 +77,17 @@ def in_features(
     *,
     groups: np.ndarray | None = None,
     held_out_groups: np.ndarray | None = None,
+    kept: Kept = fresh,
     memory: int = MEMORY,
 ) -> Memorization:
-    """The report in an extractor's features; groups: (training,) and (held out,) int64, both or neither."""
+    """The report in an extractor's features; groups: (training,) and (held out,) int64, both or neither.
+
+    kept: gives the control's distances, of what computes them; a cache may stand in between.
+    """
     same_source(samples.source, training.source)
     same_source(samples.source, held_out.source)
     rows = (samples.values, training.values, held_out.values)
-    return _report(*rows, samples.source, (groups, held_out_groups), memory)
+    return _report(*rows, samples.source, (groups, held_out_groups), kept, memory)
 
 
 def in_pixels(
@@ -87,6 +97,7 @@ def in_pixels(
     *,
     groups: np.ndarray | None = None,
     held_out_groups: np.ndarray | None = None,
+    kept: Kept = fresh,
     memory: int = MEMORY,
 ) -> Memorization:
     """The report in pixels, (N, C, H, W) uint8 or uint16 each, distances in grey levels of 255."""
@@ -95,7 +106,7 @@ def in_pixels(
         same_source(source, pixel_source(others))
     scale = 255 / float(np.iinfo(samples.dtype).max) / source.dimensions**0.5
     rows = [torch.from_numpy(np.ascontiguousarray(part)).flatten(1) for part in (samples, training, held_out)]
-    return _report(rows[0], rows[1], rows[2], source, (groups, held_out_groups), memory, scale)
+    return _report(rows[0], rows[1], rows[2], source, (groups, held_out_groups), kept, memory, scale)
 
 
 def _report(
@@ -104,13 +115,19 @@ def _report(
     held_out: Tensor,
     source: Source,
     groups: tuple[np.ndarray | None, np.ndarray | None],
+    kept: Kept,
     memory: int,
     scale: float = 1.0,
 ) -> Memorization:
     mine, theirs = _checked(groups, len(training), len(held_out))
     distances, neighbours = (found[:, 0] for found in nearest(samples, training, memory=memory))
-    control = nearest(held_out, training, query_groups=theirs, point_groups=mine, memory=memory)[0][:, 0]
-    distances, control = distances * scale, control * scale
+    distances = distances * scale
+
+    def against() -> Tensor:
+        found = nearest(held_out, training, query_groups=theirs, point_groups=mine, memory=memory)[0]
+        return found[:, 0] * scale
+
+    control = kept(against)
     if bool(control.isinf().any()):
         raise DataError("held-out pictures have no training picture of another group to be compared with")
     border = float(np.percentile(control.numpy(), PERCENTILE))

@@ -53,14 +53,21 @@ def kid(samples: Features, reference: Features, *, seed: int = 0) -> Value:
 def mmd2(x: Tensor, y: Tensor) -> float:
     """The unbiased squared MMD of (m, D) and (n, D), m and n at least 2, with the kernel (x . y / D + 1)^3."""
     m, n = len(x), len(y)
-    own, other, between = _kernel(x, x), _kernel(y, y), _kernel(x, y)
-    mine = (own.sum() - own.diagonal().sum()) / (m * (m - 1))
-    theirs = (other.sum() - other.diagonal().sum()) / (n * (n - 1))
-    return float(mine + theirs - 2 * between.mean())
+    own, mine = _kernel_sums(x.numpy(), x.numpy())
+    other, theirs = _kernel_sums(y.numpy(), y.numpy())
+    between, _ = _kernel_sums(x.numpy(), y.numpy())
+    return (own - mine) / (m * (m - 1)) + (other - theirs) / (n * (n - 1)) - 2 * between / (m * n)
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def _kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The sums of the kernel over all pairs and over its diagonal. For one array against itself numpy computes one
+    triangle of the product; the cube is taken in place."""
+    k = x @ y.T
+    k /= x.shape[1]
+    k += 1
+    diagonal = float((k.diagonal() ** 3).sum())
+    flat = k.reshape(-1)
+    return float(np.square(flat) @ flat), diagonal
 
 
 def _blocks(values: Tensor, blocks: int, seed: int, purpose: str) -> list[Tensor]:
@@ -201,8 +208,10 @@ def _projected(pixels: np.ndarray, unit: Tensor) -> Tensor:
     parts = []
     for start in range(0, len(pixels), 1024):
         rows = np.asarray(pixels[start : start + 1024]).astype(np.float64).reshape(-1, unit.shape[1])
-        parts.append(torch.from_numpy(rows) @ unit.T)
-    return torch.cat(parts).T.contiguous().sort(dim=1).values
+        parts.append(unit @ torch.from_numpy(rows).T)
+    projected = torch.cat(parts, 1).numpy()
+    projected.sort(axis=1)  # numpy's is ten times as fast as torch's
+    return torch.from_numpy(projected)
 
 
 def _w2_squared(x: Tensor, y: Tensor) -> Tensor:

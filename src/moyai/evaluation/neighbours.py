@@ -10,43 +10,23 @@ Precision and recall: Kynkaanniemi et al. 2019, eq. 1-2 (k = 3); density and cov
 (k = 5), which one outlier with its large ball cannot raise. All are shares, 0 to 1, but density, which is about 1 for
 equal distributions and may be more. A point on the border is inside, and a feature is no neighbour of itself.
 All depend on the counts: compare at the same ones.
+
+Distances are taken from `pairs`: as quick as float32, as true as float64.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moyai.errors import DataError
+from moyai.evaluation.pairs import Block, blocks
 from moyai.evaluation.values import Features, Value, Z, same_source, share
 
 MEMORY = 1 << 28  # bytes for the distances in hand
-# |x|^2 + |y|^2 - 2 x.y keeps no digit of a squared distance below about 1e-14 of the sum: such points are the same.
-SAME = 1e-12
-
-
-def squared_blocks(x: Tensor, y: Tensor, memory: int = MEMORY) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The squared distances of x (N, D) to y (M, D) block by block, with the rows and columns each block stands for.
-
-    float64; each block and the copies it is made from take at most about `memory` bytes.
-    """
-    dimensions = x.shape[1]
-    shift = y[: max(1, memory // (16 * dimensions))].double().mean(0)  # near the middle fewest digits are lost
-    side = max(1, math.isqrt(memory // 32))  # the block, and as much again for what it is made from
-    side = min(side, max(1, memory // (32 * dimensions)))
-    for start in range(0, len(y), side):
-        columns = slice(start, min(start + side, len(y)))
-        theirs = y[columns].double() - shift
-        their_norms = theirs.square().sum(1)
-        for begin in range(0, len(x), side):
-            rows = slice(begin, min(begin + side, len(x)))
-            mine = x[rows].double() - shift
-            norms = mine.square().sum(1)[:, None] + their_norms  # (n, m)
-            squared = torch.addmm(norms, mine, theirs.T, alpha=-2)
-            squared[squared < norms.mul_(SAME)] = 0.0
-            yield rows, columns, squared
+CROWDED = 16  # times as many pairs as are asked for: more are not measured one by one
 
 
 def nearest(
@@ -55,6 +35,7 @@ def nearest(
     k: int = 1,
     *,
     same: bool = False,
+    root: bool = True,
     query_groups: Tensor | None = None,
     point_groups: Tensor | None = None,
     memory: int = MEMORY,
@@ -63,25 +44,62 @@ def nearest(
 
     same: queries and points are the same set, and none is its own neighbour. Groups ((N,), (M,) int64): a point of the
     query's own group does not count; where too few others are left the distance is infinite and the number -1.
+    root: False gives squared distances.
     """
     if not 1 <= k <= len(points) - int(same):
         others = len(points) - int(same)
         raise DataError(f"{k} neighbour(s) were asked of {others} other picture(s); take more pictures or a smaller k")
-    distances = torch.full((len(queries), k), torch.inf, dtype=torch.float64)
+    squared = torch.full((len(queries), k), torch.inf, dtype=torch.float64)
     numbers = torch.full((len(queries), k), -1, dtype=torch.int64)
-    for rows, columns, squared in squared_blocks(queries, points, memory):
+    for block in blocks(queries, points, memory):
+        rows, columns = block.rows, block.columns
         if same:
-            i, j = torch.arange(rows.start, rows.stop), torch.arange(columns.start, columns.stop)
-            squared[i[:, None] == j] = torch.inf
+            both = torch.tensor(range(max(rows.start, columns.start), min(rows.stop, columns.stop)), dtype=torch.int64)
+            block.low[both - rows.start, both - columns.start] = torch.inf
         if query_groups is not None and point_groups is not None:
-            squared[query_groups[rows, None] == point_groups[columns]] = torch.inf
-        # The least of a row is found in one pass, several of them in many.
-        best, where = squared.min(1, True) if k == 1 else squared.topk(min(k, squared.shape[1]), 1, largest=False)
-        where = torch.where(best.isinf(), -1, where + columns.start)
-        both = torch.cat([distances[rows], best], 1)
-        distances[rows], kept = both.topk(k, dim=1, largest=False)
-        numbers[rows] = torch.cat([numbers[rows], where], 1).gather(1, kept)
-    return distances.sqrt(), numbers
+            block.low.masked_fill_(query_groups[rows, None] == point_groups[columns], torch.inf)
+        here, which = _nearest_in(block, squared)
+        here, order = torch.cat([squared[rows], here], 1).sort(dim=1, stable=True)
+        squared[rows], numbers[rows] = here[:, :k], torch.cat([numbers[rows], which], 1).gather(1, order)[:, :k]
+    return squared.sqrt() if root else squared, numbers
+
+
+def _nearest_in(block: Block, known: Tensor) -> tuple[Tensor, Tensor]:
+    """The k nearest in one block, squared distances (n, k) and numbers (n, k), with infinite and -1 for none.
+
+    known: (N, k), what was found in other blocks; points farther than these may be left out.
+    """
+    k = known.shape[1]
+    n, m = block.low.shape
+    found = torch.full((n, k), torch.inf, dtype=torch.float64)
+    numbers = torch.full((n, k), -1, dtype=torch.int64)
+    bound = known[:, -1].clone()
+    bound[block.rows] = torch.minimum(bound[block.rows], _kth(block, k))
+    if block.count_at_most(bound) > CROWDED * n * k:
+        found[:, :m], numbers[:, :m] = block.in_float64().topk(min(k, m), 1, largest=False)
+        numbers[:, :m] += block.columns.start
+        numbers[found.isinf()] = -1
+        return found, numbers
+    i, j = block.at_most(bound)
+    squared = block.exact(i, j)
+    order = np.lexsort((j.numpy(), squared.numpy(), i.numpy()))
+    i, j, squared = i[order], j[order], squared[order]
+    place = torch.arange(len(i)) - torch.searchsorted(i, i)  # within the row
+    kept = place < k
+    i, place = i[kept] - block.rows.start, place[kept]
+    found[i, place], numbers[i, place] = squared[kept], j[kept]
+    return found, numbers
+
+
+def _kth(block: Block, k: int) -> Tensor:
+    """No less than the k-th least squared distance in each row of a block, (n,): the largest of some k of the row."""
+    n, m = block.low.shape
+    if m < k:
+        return torch.full((n,), torch.inf, dtype=torch.float64)
+    # The least of a row is found in one pass, several of them in many.
+    some = block.low.argmin(1, keepdim=True) if k == 1 else block.low.topk(k, 1, largest=False, sorted=False).indices
+    i = torch.arange(block.rows.start, block.rows.stop).repeat_interleave(k)
+    return block.exact(i, some.flatten() + block.columns.start).view(n, k).amax(1)
 
 
 @dataclass(frozen=True)
@@ -100,28 +118,32 @@ def manifold(
     *,
     k: int = 3,
     k_density: int = 5,
+    radii: Tensor | None = None,
     memory: int = MEMORY,
 ) -> Manifold:
     """Precision and recall with k neighbours, density and coverage with `k_density`.
 
+    radii: (N, most) float64, `own_radii` of the reference, where these are known, most being the larger k or more.
     The intervals are those of a share of so many pictures (of a mean, for density), with the balls taken as given.
     """
     same_source(samples.source, reference.source)
-    most = max(k, k_density)
     fake, real = samples.values, reference.values
-    real_distances = nearest(real, real, most, same=True, memory=memory)[0].square()
-    fake_radius = nearest(fake, fake, k, same=True, memory=memory)[0][:, k - 1].square()
-    real_radius, wide = real_distances[:, k - 1], real_distances[:, k_density - 1]
+    own = own_radii(reference, max(k, k_density), memory=memory) if radii is None else radii
+    real_radius, wide = own[:, k - 1], own[:, k_density - 1]
+    fake_radius = own_radii(samples, k, memory=memory)[:, k - 1]
 
     precise = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered = torch.zeros(len(real), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
     balls = torch.zeros(len(fake), dtype=torch.int64)  # how many real balls each sample lies in
-    for rows, columns, squared in squared_blocks(fake, real, memory):
-        precise[rows] |= (squared <= real_radius[columns]).any(1)
-        recalled[columns] |= (squared <= fake_radius[rows, None]).any(0)
-        inside = squared <= wide[columns]
-        balls[rows] += inside.sum(1)
-        covered[columns] |= inside.any(0)
+    for block in blocks(fake, real, memory):
+        i, j = block.at_most(fake_radius)
+        recalled[j[block.measured(i, j, fake_radius[i]) <= fake_radius[i]]] = True
+        i, j = block.at_most_by_column(torch.maximum(real_radius, wide))
+        squared = block.measured(i, j, real_radius[j], wide[j])
+        precise[i[squared <= real_radius[j]]] = True
+        inside = squared <= wide[j]
+        balls += i[inside].bincount(minlength=len(fake))
+        covered[j[inside]] = True
 
     m, n, source = len(fake), len(real), samples.source
     each = balls.double() / k_density
@@ -134,6 +156,11 @@ def manifold(
         ),
         _of_reference(f"coverage (k = {k_density})", covered, m, samples),
     )
+
+
+def own_radii(features: Features, k: int = 5, *, memory: int = MEMORY) -> Tensor:
+    """The squared distances of each feature to its k nearest others of the set, ascending, (N, k) float64."""
+    return nearest(features.values, features.values, k, same=True, root=False, memory=memory)[0]
 
 
 def _of_reference(metric: str, hits: Tensor, count: int, samples: Features) -> Value:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from moyai.errors import DataError, RequestError
 from moyai.evaluation import keeping
 from moyai.evaluation.features import Pixels, check_pixels, content_hash, to_images, weights_hash
-from moyai.evaluation.keeping import Trained
+from moyai.evaluation.keeping import Shape, Trained
 from moyai.evaluation.values import Source
 from moyai.nets.trunk import LARGEST, WIDTH, Trunk
 from moyai.randomness import generator, permutation, torch_seed
@@ -42,7 +42,7 @@ class OwnExtractor:
         self,
         trunk: Trunk,
         classes: nn.Linear | None,
-        shape: tuple[int, int, int],
+        shape: Shape,
         facts: Mapping[str, float],
         device: torch.device | str = "cpu",
     ) -> None:
@@ -51,9 +51,7 @@ class OwnExtractor:
         self.head = None if classes is None else classes.to(device).requires_grad_(False)
         kind = "own simclr" if self.head is None else f"own classifier of {self.head.out_features} classes"
         channels, height, width = shape
-        shrink = math.ceil(max(height, width) / LARGEST)
-        resize = "no resize" if shrink == 1 else f"averaged over {shrink} x {shrink}"
-        name = f"{kind}, {height} x {width} x {channels}, {resize}, of stored integers"
+        name = f"{kind}, {height} x {width} x {channels}, {resize_told(height, width)}, of stored integers"
         self.source = Source(name, weights_hash(self.tensors()), 8 * self.trunk.width)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -71,6 +69,17 @@ class OwnExtractor:
 
     def probabilities(self, features: Tensor) -> Tensor | None:
         return None if self.head is None else self.head(features.to(self.device)).softmax(1).cpu()
+
+
+def shrinking(height: int, width: int) -> int:
+    """The side of the squares that pictures of this size are averaged over."""
+    return math.ceil(max(height, width) / LARGEST)
+
+
+def resize_told(height: int, width: int) -> str:
+    """The same in the words of an extractor's name."""
+    shrink = shrinking(height, width)
+    return "no resize" if shrink == 1 else f"averaged over {shrink} x {shrink}"
 
 
 # ---- training
@@ -298,17 +307,10 @@ def save(extractor: OwnExtractor, path: Path) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> OwnExtractor:
     """What `save` wrote; CheckpointError for anything else."""
 
-    def make(tensors: dict[str, Tensor], told: dict[str, Any]) -> OwnExtractor:
-        channels, height, width = (int(n) for n in told["shape"])
-        trunk = Trunk(channels)
-        trunk.load_state_dict(keeping.part(tensors, "trunk"))
-        classes = None
-        if "head.weight" in tensors:
-            classes = nn.Linear(8 * WIDTH, len(tensors["head.weight"]))
-            classes.load_state_dict(keeping.part(tensors, "head"))
-        return OwnExtractor(trunk, classes, (channels, height, width), told["facts"], device)
+    def make(trunk: Trunk, head: nn.Linear | None, shape: Shape, told: Mapping[str, Any]) -> OwnExtractor:
+        return OwnExtractor(trunk, head, shape, told["facts"], device)
 
-    return keeping.read(path, "extractor", make)
+    return keeping.read_trunk(path, "extractor", make)
 
 
 def path_in(cache: Path, pixels: Pixels, labels: np.ndarray | None, *, seed: int, steps: int) -> Path:

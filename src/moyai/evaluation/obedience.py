@@ -31,7 +31,7 @@ from moyai.evaluation.values import Value, Z
 from moyai.randomness import generator
 
 Progress = Callable[[str, int, int], None]
-STEPS = 800  # of training a regressor
+STEPS = 1200  # of training a regressor
 SEGMENTER_STEPS = 500
 SLICES = 31  # of the range that positions are fractions of: the unit of the error
 RESAMPLES = 200  # of the pictures, for the error of mIoU
@@ -183,7 +183,7 @@ def _of_caption(train: ImageSet) -> Obedience | None:
     if train.shape[0] != 3:
         return None
     try:
-        for caption in np.unique(train.fields[SceneJudge.field].astype(str)):
+        for caption in set(train.fields[SceneJudge.field].tolist()):
             parse(str(caption))
     except DataError:
         return None

@@ -4,17 +4,22 @@ The measures themselves are in `frechet`, `metrics`, `neighbours`, `memorization
 here stands which of them are taken, and from which counts on they mean something.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from moyai import similarity
 from moyai.evaluation import frechet, memorization, metrics
+from moyai.evaluation.features import distances
 from moyai.evaluation.memorization import Memorization
-from moyai.evaluation.neighbours import manifold
+from moyai.evaluation.neighbours import manifold, own_radii
 from moyai.evaluation.obedience import Obedience
 from moyai.evaluation.values import Features, Value
 
@@ -45,6 +50,11 @@ class Reference:
     names: tuple[str, ...]
     groups: np.ndarray | None  # (M,) int64
 
+    @cached_property
+    def radii(self) -> Tensor:
+        """How far the neighbourhood's own neighbours are, squared, once for all that is compared with it."""
+        return own_radii(self.neighbourhood)
+
 
 def measure(
     mine: Features, reference: Reference, judged: Pictures, judges: Mapping[str, Obedience]
@@ -52,7 +62,7 @@ def measure(
     """Every measure of a set of pictures and its features, by name. RequestError where the reference's features are
     another extractor's."""
     distance = frechet.fid(mine, reference.statistics)
-    near = manifold(mine, reference.neighbourhood)
+    near = manifold(mine, reference.neighbourhood, radii=reference.radii)
     found = [distance.value, distance.infinity, metrics.kid(mine, reference.features)]
     fewest = min(len(mine), len(reference.neighbourhood))
     few = f"neighbourhoods of {fewest} pictures say little; take {FEW_BALLS} or more"
@@ -102,19 +112,33 @@ def copies(
     theirs: Features,
     real: np.ndarray,
     groups: np.ndarray | None,
+    cache: Path | None = None,
 ) -> dict[str, Memorization]:
     """The nearest training pictures of samples in "features" and in "pixels", with held-out pictures as the control.
 
-    groups: of the held-out pictures `real`, where the data have groups.
+    groups: of the held-out pictures `real`, where the data have groups. The control's distances are kept in the folder
+    `cache`, under the hash of both sets.
     """
     mine_of, theirs_of = (reference.groups, groups) if groups is not None else (None, None)
+    apart = "all" if mine_of is None or theirs_of is None else _hashed(mine_of) + _hashed(theirs_of)
+
+    def kept(name: str) -> memorization.Kept:
+        told = f"control in {name}, {apart}"
+        return lambda make: distances(told, reference.features, theirs, len(real), make, cache=cache)
+
     small = [_small(pixels) for pixels in (samples, reference.pixels, real)]
     return {
         "features": memorization.in_features(
-            mine, reference.features, theirs, groups=mine_of, held_out_groups=theirs_of
+            mine, reference.features, theirs, groups=mine_of, held_out_groups=theirs_of, kept=kept("features")
         ),
-        "pixels": memorization.in_pixels(small[0], small[1], small[2], groups=mine_of, held_out_groups=theirs_of),
+        "pixels": memorization.in_pixels(
+            small[0], small[1], small[2], groups=mine_of, held_out_groups=theirs_of, kept=kept(f"pixels, {SMALL}")
+        ),
     }
+
+
+def _hashed(groups: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(groups, "<i8").data).hexdigest()
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:

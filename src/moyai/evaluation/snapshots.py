@@ -84,7 +84,7 @@ def _values(
     drawn = tasks.collect(model, request, lambda done, total: progress(f"sampling at {here}", done, total))
     planes = np.ascontiguousarray(drawn.transpose(0, 3, 1, 2))
     mine = extract(extractor, planes, progress=lambda done, total: progress(f"features at {here}", done, total))
-    near = manifold(mine, reference.neighbourhood)
+    near = manifold(mine, reference.neighbourhood, radii=reference.radii)
     found = {"fid": frechet.fid(mine, reference.statistics).value, "precision": near.precision, "recall": near.recall}
     return {name: {**asdict(value), "source": str(value.source)} for name, value in found.items()}
 
