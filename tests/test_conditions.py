@@ -179,9 +179,7 @@ def test_what_is_missing_of_a_picture_is_cut_as_the_picture_is(run: Path, tmp_pa
     assert missing[:, :8].all()
     assert not missing[:, 8:].any()
     Image.fromarray(mask[:, : 2 * SIDE]).save(tmp_path / "other.png")
-    with pytest.raises(
-        RequestError, match=r"must have the size of the picture, but .*other\.png is 32 x 64 and .*96"
-    ):
+    with pytest.raises(RequestError, match=r"must have the size of the picture, but .*other\.png is 32 x 64 and .*96"):
         asking.others(model, pictures=[tmp_path / "photo.png"], mask=tmp_path / "other.png")
 
 
