@@ -105,7 +105,7 @@ def recipes(measured: Measured) -> str:
 
 
 def readme(measured: Measured) -> str:
-    """The short table: what a reader wants to know first. Samples are judged at the count of the floor."""
+    """The short table of what is measured, for a first look. Samples are judged at the count of the floor."""
     head = ["recipe", "seeds", "threads", "minutes", "steps (first stage + prior)", "parameters", "held-out PSNR"]
     head += ["FID: samples", "first stage", "floor", "class accuracy (real)", "peak memory"]
     lines = []
@@ -116,8 +116,8 @@ def readme(measured: Measured) -> str:
         fids = [_of(judged, part, "fid", plain=True) for part in (drawn, AGAIN, REAL)]
         accuracy = _of(judged, DRAWN, "class accuracy", plain=True)
         accuracy += f" ({_of(judged, REAL, 'class accuracy', plain=True)})" if accuracy else ""
-        line = [*_head(row, found), *fids, accuracy, _memory(found)]
-        lines.append(line if found else _missing(row, len(head)))
+        if found:
+            lines.append([*_head(row, found), *fids, accuracy, _memory(found)])
     return f"{_table(head, lines)}\n\n{_machines(measured)}"
 
 
@@ -186,13 +186,10 @@ def _machine(machine: Json) -> str:
 
 def evaluations(measured: Measured) -> str:
     """A table for each judged recipe: every metric beside its floor."""
-    parts = []
-    for row in _recipes():
-        found = [p for p in done(measured, row.name) if p.get("evaluation")]
-        if found:
-            parts.append(_evaluation(row, found))
-        else:
-            parts.append(f"{row.name}: not yet evaluated (`make results ROW={row.name}`).")
+    judged = {row: [p for p in done(measured, row.name) if p.get("evaluation")] for row in _recipes()}
+    parts = [_evaluation(row, found) for row, found in judged.items() if found]
+    if missing := [row.name for row, found in judged.items() if not found]:
+        parts.append(f"Not yet evaluated (`make results ROW=...`): {', '.join(missing)}.")
     return "\n\n".join(parts)
 
 
