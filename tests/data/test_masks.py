@@ -275,13 +275,13 @@ def test_a_mask_that_changes_between_the_passes_is_bad(tmp_path: Path) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The hash of every mask that is decoded, in order."""
     seen: list[str] = []
-    real = masks._values
+    real = masks.values_of
 
     def counting(data: bytes) -> Any:
         seen.append(hashlib.sha256(data).hexdigest())
         return real(data)
 
-    monkeypatch.setattr(masks, "_values", counting)
+    monkeypatch.setattr(masks, "values_of", counting)
     return seen
 
 
