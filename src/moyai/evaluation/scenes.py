@@ -87,7 +87,7 @@ def agreement(seen: Sequence[Seen], told: Scene) -> tuple[bool, bool, bool, bool
 
 def _hits(order: Sequence[Seen], told: Scene) -> np.ndarray:
     """(things, 4) bool: colour, size, shape, relation, when the things are found in this order."""
-    relation = told.relation is None or _lies(order[0], order[1], told.relation)
+    relation = told.relation is None or _between(order[0], order[1], told.relation)
     return np.array(
         [
             (one.thing.colour == of.colour, of.size in (None, one.thing.size), one.thing.shape == of.shape, relation)
@@ -96,12 +96,16 @@ def _hits(order: Sequence[Seen], told: Scene) -> np.ndarray:
     )
 
 
+def _between(one: Seen, other: Seen, relation: str) -> bool:
+    return lies(other.x - one.x, other.y - one.y, relation)
+
+
 def _weight(hits: np.ndarray) -> float:
     return float(hits[:, :3].sum() + RELATION * hits[0, 3])
 
 
-def _lies(one: Seen, other: Seen, relation: str) -> bool:
-    x, y = other.x - one.x, other.y - one.y
+def lies(x: float, y: float, relation: str) -> bool:
+    """Whether one thing lies to another as told; x, y: from it to the other, to the right and downwards."""
     along = {"left of": x, "right of": -x, "above": y, "below": -y}[relation]
     across = y if relation in ("left of", "right of") else x
     return along > abs(across)
@@ -117,10 +121,15 @@ def read(pixels: np.ndarray) -> Iterator[tuple[Seen, ...]]:
     top = np.iinfo(pixels.dtype).max
     for start in range(0, len(pixels), _CHUNK):
         values = np.asarray(pixels[start : start + _CHUNK]).astype(np.float32) * (255 / top)
-        chroma = values.max(1) - values.min(1)
-        colours = np.where(chroma > CHROMA, _nearest(values), -1)
-        for seen in zip(connected(colours), colours, chroma, strict=True):
+        kinds, chroma = pixel_colours(values), values.max(1) - values.min(1)
+        for seen in zip(connected(kinds), kinds, chroma, strict=True):
             yield _things(*seen)
+
+
+def pixel_colours(values: np.ndarray) -> np.ndarray:
+    """The number of each pixel's colour (N, H, W), -1 where it is grey, of pictures (N, 3, H, W) in 0..255."""
+    values = values.astype(np.float32)
+    return np.where(values.max(1) - values.min(1) > CHROMA, _nearest(values), -1)
 
 
 def _nearest(values: np.ndarray) -> np.ndarray:
