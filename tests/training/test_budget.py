@@ -63,7 +63,7 @@ def test_twice_the_minutes_or_half_the_cost_give_more_steps() -> None:
 def test_measuring_leaves_nothing_behind() -> None:
     from training.test_resume import image_set
 
-    facts = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES)
+    facts = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES, fields=("class",))
     recipe = resolve.resolve(tiny.recipe(Path("x")), facts)
     torch.manual_seed(5)
     expected = torch.rand(3)

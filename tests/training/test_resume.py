@@ -89,7 +89,8 @@ def image_set(count: int) -> ImageSet:
 def make_stage(name: str, precision: str, accumulation: int, dropout: float = 0.0) -> tuple[Stage, Recipe]:
     """A stage as a run makes it. The images are shown mirrored half of the time."""
     images = image_set(COUNT)
-    facts = DataFacts(channels=1, height=tiny.SIDE, width=tiny.SIDE, count=COUNT, classes=tiny.CLASSES)
+    told = {"classes": tiny.CLASSES, "fields": ("class",)}
+    facts = DataFacts(channels=1, height=tiny.SIDE, width=tiny.SIDE, count=COUNT, **told)
     train = {
         **tiny.QUICK,
         "steps": STEPS,
