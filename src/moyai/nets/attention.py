@@ -22,7 +22,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     A row none of whose keys count gets zeros. For few tokens in bfloat16 on a CPU the two products are written out,
     the softmax in float32: the fused kernel's backward takes up to ten times as long there.
     """
-    counts = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, L)
+    counts = None
+    if mask is not None:  # of a row of none the backward may be nan in some kernels: all count, and it is zeroed
+        counts = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]  # (B, 1, 1, L)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] * k.shape[-2] <= 256**2:
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, L)
         if counts is not None:  # not -inf: a row of it alone would be nan in the backward
