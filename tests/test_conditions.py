@@ -197,6 +197,8 @@ def test_maps_in_colours_are_asked_for_by_their_colours(run: Path, tmp_path: Pat
     Image.fromarray(np.repeat(wanted[..., None], 3, 2).astype(np.uint8)).save(picture)
     assert np.array_equal(asking.others(model, maps=[picture])["mask"][0], wanted)
     Image.fromarray(wanted.astype(np.uint8)).save(picture)
+    nameless = dataclasses.replace(model, facts=model.facts.model_copy(update={"regions": ()}))
+    assert np.array_equal(asking.others(nameless, maps=[picture])["mask"][0], wanted)
     with pytest.raises(RequestError, match="has one number a pixel; the masks of the data have colours"):
         asking.others(colours, maps=[picture])
 

@@ -125,8 +125,8 @@ def _regions(path: Path, names: Sequence[str]) -> np.ndarray:
         values = values & 255  # grey, though in three channels
     if in_colours and not coloured:
         raise RequestError(f"{path} has one number a pixel; the masks of the data have colours: {', '.join(names[:8])}")
-    if not in_colours and not all(name.isdecimal() for name in names):
-        return values  # numbers of regions that have names
+    if not in_colours and not (names and all(name.isdecimal() for name in names)):
+        return values  # numbers of regions that have other names, or none
     known = np.array([int(name[1:], 16) if in_colours else int(name) for name in names], np.int64)
     if unknown := sorted(set(np.unique(values).tolist()) - set(known.tolist())):
         value = f"#{unknown[0]:06x}" if in_colours else unknown[0]

@@ -88,17 +88,12 @@ def statistics(features: Features, *, cache: Path | None = None) -> Statistics:
 
 
 def _read_statistics(path: Path, features: Features) -> Statistics | None:
-    """Cached statistics; None where there are none, or what lies there is not whole and has to be made again."""
-    try:
-        told = safetensors.torch.load(path.read_bytes())
-        mean, scatter, root = told["mean"], told["scatter"], told["root"]
-    except (OSError, SafetensorError, KeyError):
+    """Cached statistics; None where there are none."""
+    d = features.source.dimensions
+    parts = _stored(path, torch.float64, {"mean": (d,), "scatter": (d, d), "root": (d, d)})
+    if parts is None:
         return None
-    dimensions = features.source.dimensions
-    shapes = [tuple(part.shape) for part in (mean, scatter, root)]
-    fits = shapes == [(dimensions,), (dimensions, dimensions), (dimensions, dimensions)]
-    whole = fits and all(part.dtype == torch.float64 and bool(part.isfinite().all()) for part in (mean, scatter, root))
-    return Statistics(len(features), mean, scatter, features.source, root) if whole else None
+    return Statistics(len(features), parts["mean"], parts["scatter"], features.source, parts["root"])
 
 
 def distances(
@@ -110,12 +105,9 @@ def distances(
         return make()
     told = hashlib.sha256(f"{name}\n{first.content}\n{second.content}".encode()).hexdigest()
     path = cache / "features" / _key(first.source) / f"{told[:32]}.distances.safetensors"
-    try:
-        known = safetensors.torch.load(path.read_bytes())["distances"]
-        if known.shape == (count,) and known.dtype == torch.float64 and bool((known >= 0).all()):
-            return known
-    except (OSError, SafetensorError, KeyError):
-        pass
+    known = _stored(path, torch.float64, {"distances": (count,)})
+    if known is not None and bool((known["distances"] >= 0).all()):
+        return known["distances"]
     found = make()
     _write(path, {"distances": found})
     return found
@@ -137,13 +129,21 @@ def _key(source: Source) -> str:
 
 
 def _read(path: Path, count: int, dimensions: int) -> Tensor | None:
-    """Cached features; None where there are none, or what lies there is not whole and has to be made again."""
+    """Cached features; None where there are none."""
+    known = _stored(path, torch.float32, {"features": (count, dimensions)})
+    return None if known is None else known["features"]
+
+
+def _stored(path: Path, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor] | None:
+    """Finite tensors of these names from a file of the cache; None where there is none, or what lies there is not whole
+    or not these, and has to be made again."""
     try:
-        values = safetensors.torch.load(path.read_bytes())["features"]
+        told = safetensors.torch.load(path.read_bytes())
+        parts = {name: told[name] for name in shapes}
     except (OSError, SafetensorError, KeyError):
         return None
-    fits = values.shape == (count, dimensions) and values.dtype == torch.float32
-    return values if fits and bool(torch.isfinite(values).all()) else None
+    fits = all(parts[name].shape == shape and parts[name].dtype == dtype for name, shape in shapes.items())
+    return parts if fits and all(bool(part.isfinite().all()) for part in parts.values()) else None
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

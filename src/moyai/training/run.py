@@ -160,6 +160,8 @@ class Run:
         conditioner = build_conditioner(self.recipe, self.facts)
         if not any(isinstance(condition, Encoding) for condition in conditioner.conditions.values()):
             told_fields(conditioner, self.train.subset(np.arange(min(1, self.train.count))))
+        if self.record.finished("prior"):
+            return
         for field, count in conditioner.truncated(self.train.fields).items():
             self.reporter.warn(f"{count} of {self.train.count} {field}s have more tokens than fit and lose their end")
 
