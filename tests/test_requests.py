@@ -78,6 +78,7 @@ def test_where_nothing_is_asked_it_is_all_there_is_or_the_examples() -> None:
             "weight 1.0 was asked for, but this model knows no weights; it can be told: class",
         ),
         ({"positions": [1.5]}, "position 1.5 is out of range"),
+        ({"others": {"age": [-(10**400)]}}, "is no finite number"),
         ({"others": {"age": [1e39]}}, r"age 1e\+39 is no finite number"),
         ({"others": {"mask": [np.zeros((4, 5), np.uint8)]}}, "the map is 4 x 5; this model takes 4 x 6"),
         ({"others": {"mask": [np.full((4, 6), 3, np.uint8)]}}, "the map has region 3; this model knows 0 to 2"),

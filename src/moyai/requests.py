@@ -173,7 +173,7 @@ def _checked(model: LatentModel, name: str, values: Sequence[Any]) -> list[Any]:
         return [_array_checked(model, name, np.asarray(value)) for value in values]
     for value in values:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        number = number and abs(float(value)) < LARGEST
+        number = number and -LARGEST < value < LARGEST  # a whole number may be beyond what any float holds
         if name != "position" and not number:
             raise RequestError(f"{name} {value!r} is no finite number of float32")
         if name == "position" and not (number and 0 <= value <= 1):
