@@ -1,5 +1,6 @@
 """The encoder and the decoder, against diffusers' on random weights."""
 
+import itertools
 import math
 
 import pytest
@@ -146,7 +147,9 @@ def test_unresolved_and_contradictory_configurations_are_refused():
         Decoder(AutoencoderConfig(factor=4, multipliers=(1, 2)), 1)
 
 
-@pytest.mark.parametrize(("factor", "channels", "latents"), [(1, 1, 1), (1, 3, 4), (2, 1, 4), (2, 3, 12), (2, 4, 20)])
+@pytest.mark.parametrize(
+    ("factor", "channels", "latents"), [(1, 1, 1), (1, 3, 4), (2, 1, 4), (2, 3, 12), (2, 4, 20), (4, 1, 20), (4, 3, 64)]
+)
 def test_the_way_past_the_networks_loses_nothing_where_it_has_the_channels(factor, channels, latents):
     images = draw((2, channels, 8, 12))
     small = small_picture(images, factor, latents)
@@ -161,6 +164,11 @@ def test_the_way_past_the_networks_is_means_and_differences():
     colour = draw((1, 3, 8, 8))
     assert torch.equal(small_picture(colour, 4, 3), small_picture(colour, 4, 12)[:, :3])
     assert (small_picture(colour, 4, 3) - torch.nn.functional.avg_pool2d(colour, 4)).abs().max() < 1e-6
+    # More channels than the means and differences take bring back ever more of what the smooth enlargement lacks.
+    assert torch.equal(small_picture(colour, 4, 20)[:, :12], small_picture(colour, 4, 12))
+    lost = [(enlarged(small_picture(colour, 4, n), 4, 3) - colour).square().sum().item() for n in range(12, 61)]
+    assert all(more >= less - 1e-4 for more, less in itertools.pairwise(lost))
+    assert lost[-1] < 1e-6 < lost[-2]
     flat = torch.full((1, 3, 16, 16), 0.3)
     assert (enlarged(small_picture(flat, 4, 5), 4, 3) - flat).abs().max() < 1e-6
 

@@ -39,6 +39,9 @@ def test_it_is_a_transformer_written_out() -> None:
 
     tokens = TOKENS[2, :5]
     x = net.tokens.weight[tokens] + net.places[:5]
+    padded = torch.cat((torch.zeros(2, 12), x, torch.zeros(2, 12)))  # two neighbours to each side
+    around = sum(padded[i : i + 5] * block.around.weight[:, 0, i] for i in range(5))
+    x = x + around + block.around.bias
     h = norm(x, block.norm1)
     k, v = (h @ block.attention.kv.weight.T).chunk(2, -1)
     q = h @ block.attention.q.weight.T
@@ -86,8 +89,10 @@ def test_order_is_seen_from_both_sides(depth: int) -> None:
     swapped[0, [1, 3]] = swapped[0, [3, 1]]
     change = (net(TOKENS[:1], MASK[:1]) - net(swapped, MASK[:1])).abs().amax(-1)[0].detach()
     assert float(change[:5].min()) > 1e-3
-    with torch.no_grad():  # without places a transformer sees a set of words
+    with torch.no_grad():  # without places and neighbours a transformer sees a set of words
         net.places.zero_()
+        for block in net.blocks:
+            block.around.weight[:, :, [0, 1, 3, 4]] = 0
     unplaced = net(TOKENS[:1], MASK[:1]), net(swapped, MASK[:1])
     torch.testing.assert_close(unplaced[0][0, [1, 3]], unplaced[1][0, [3, 1]])
     torch.testing.assert_close(unplaced[0][0, 0], unplaced[1][0, 0])

@@ -15,7 +15,9 @@ Unless `shortcut` is off, the networks only learn what a fixed way past them lac
 Cosmos tokenizer does). Past the encoder, the picture is averaged to twice the latents' sides, and each 2 x 2 block of
 that becomes its mean and three differences, the first channels of the latents; past the decoder, the way back, smoothly
 enlarged. The last layers of both start at zero, so a fresh autoencoder is that small picture, and no time is spent on
-learning to copy. It has no weights.
+learning to copy. Channels beyond these four get what the smooth enlargement lacks of the next finer picture (as in the
+Laplacian pyramid of Burt and Adelson 1983), first the bands of its 4 x 4 blocks that carry the most of it: a short
+training would leave them empty. The way past has no weights.
 
 The last layers run in float32 under autocast: they are cheap, and what they return is compared with
 pixels or exponentiated.
@@ -31,6 +33,24 @@ from moyai.nets.config import AutoencoderConfig
 from moyai.nets.layers import Downsample, ResBlock, Upsample, groups_for, silu, zeroed
 
 EPS = 1e-6  # of every normalisation, as in the published weights
+FINER = (
+    5,
+    10,
+    1,
+    2,
+    7,
+    11,
+    0,
+    3,
+    4,
+    8,
+    15,
+    6,
+    9,
+    13,
+    14,
+    12,
+)  # rows of `_haar4`, by power in photographs and in brains
 START_LOGVAR = -6.0  # of a posterior that starts on the shortcut: noise of 0.05 on values in [-1, 1]
 
 
@@ -54,10 +74,18 @@ def _haar(like: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=like.dtype, device=like.device)
 
 
+def _haar4(like: Tensor) -> Tensor:
+    """Orthonormal rows over a 4 x 4 block in reading order: `_haar` of its pixels, then of its 2 x 2 blocks."""
+    haar = _haar(like).view(4, 2, 2) / 2
+    rows = torch.einsum("iyx,kYX->ikYyXx", haar, haar).reshape(16, 16)  # row 4 i + k
+    return rows[list(FINER)]
+
+
 def small_picture(images: Tensor, factor: int, channels: int) -> Tensor:
     """What goes past the encoder: (B, C, factor h, factor w) -> (B, channels, h, w), in the range of the pictures.
 
-    The bands come one after the other, means first, so that too few channels lose the finest; surplus ones are zero.
+    The bands come one after the other, means first, so that too few channels lose the finest; those that are left over
+    where a picture has no more are zero.
     """
     if factor == 1:
         bands = images
@@ -65,6 +93,11 @@ def small_picture(images: Tensor, factor: int, channels: int) -> Tensor:
         half = F.avg_pool2d(images, factor // 2)  # (B, C, 2h, 2w)
         blocks = F.pixel_unshuffle(half, 2).unflatten(1, (-1, 4))  # (B, C, 4, h, w)
         bands = torch.einsum("ij,bcjhw->bichw", _haar(images) / 4, blocks).flatten(1, 2)  # (B, 4C, h, w)
+        if factor > 2 and channels > bands.shape[1]:
+            lacking = F.avg_pool2d(images, factor // 4) - _doubled(half)  # (B, C, 4h, 4w)
+            blocks = F.pixel_unshuffle(lacking, 4).unflatten(1, (-1, 16))
+            finer = torch.einsum("ij,bcjhw->bichw", _haar4(images), blocks).flatten(1, 2)  # (B, 16C, h, w)
+            bands = torch.cat((bands, finer), dim=1)
     return F.pad(bands, (0, 0, 0, 0, 0, channels - bands.shape[1]))  # a negative pad cuts
 
 
@@ -76,7 +109,19 @@ def enlarged(latents: Tensor, factor: int, channels: int) -> Tensor:
         return bands
     blocks = torch.einsum("ij,bichw->bcjhw", _haar(latents), bands.unflatten(1, (4, channels)))
     half = F.pixel_shuffle(blocks.flatten(1, 2), 2)
-    return half if factor == 2 else F.interpolate(half, scale_factor=factor // 2, mode="bilinear")
+    if factor == 2:
+        return half
+    finer = latents[:, count:]
+    if not finer.shape[1]:
+        return F.interpolate(half, scale_factor=factor // 2, mode="bilinear")
+    bands = F.pad(finer, (0, 0, 0, 0, 0, 16 * channels - finer.shape[1])).unflatten(1, (16, channels))
+    blocks = torch.einsum("ij,bichw->bcjhw", _haar4(latents), bands)
+    images = _doubled(half) + F.pixel_shuffle(blocks.flatten(1, 2), 4)
+    return images if factor == 4 else F.interpolate(images, scale_factor=factor // 4, mode="bilinear")
+
+
+def _doubled(images: Tensor) -> Tensor:
+    return F.interpolate(images, scale_factor=2, mode="bilinear")
 
 
 class Level(nn.Module):
