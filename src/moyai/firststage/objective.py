@@ -2,11 +2,12 @@
 
 For a picture x of n = C H W values with reconstruction y and posterior q:
 
-    loss = |x - y| / n + w_p d(x, y) + regulariser + w_g lambda g(y)
+    loss = |x - y| / n + w_d c(x, y) + w_p d(x, y) + regulariser + w_g lambda g(y)
 
 * the regulariser of a Gaussian is weight * KL(q || N(0, 1)) / n: both sums are divided by n, so that a weight of 1 is
   the evidence lower bound of a unit-scale likelihood, and the 1e-6 of Rombach et al. is the same number here. Its
   weight may rise over the run (`annealing`). That of a codebook is the commitment term of `quantization`;
+* c compares fine detail, which errors of pixels blur (`detail`);
 * d is a perceptual distance, one number a picture (`perceptual`);
 * g is the adversarial term, balanced by the adaptive weight lambda (`adversarial`); the training step adds it, because
   it needs the gradients of the rest.
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from moyai.firststage.annealing import kl_factor
 from moyai.firststage.config import ObjectiveConfig
+from moyai.firststage.detail import detail_distance
 from moyai.firststage.posterior import DiagonalGaussian, Posterior
 
 
@@ -48,6 +50,10 @@ class Objective:
         """images, reconstructions: (B, C, H, W); step: of the run, from 0."""
         fidelity = reconstruction_error(images, reconstructions, self.config.reconstruction)
         parts = {"reconstruction": fidelity.detach()}
+        if self.config.detail > 0:
+            detail = detail_distance(images, reconstructions)
+            fidelity = fidelity + self.config.detail * detail
+            parts["detail"] = detail.detach()
         if self.perceptual is not None and self.config.perceptual is not None:
             distance = self.perceptual(images, reconstructions)
             fidelity = fidelity + self.config.perceptual.weight * distance
