@@ -62,7 +62,8 @@ def test_as_torchmetrics_has_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "scales", "window"), [(8, 1, 7), (11, 1, 11), (28, 2, 11), (44, 3, 11), (88, 4, 11), (176, 5, 11)]
+    ("side", "scales", "window"),
+    [(2, 1, 1), (8, 1, 7), (11, 1, 11), (28, 2, 11), (44, 3, 11), (88, 4, 11), (176, 5, 11)],
 )
 def test_as_many_scales_as_fit(side: int, scales: int, window: int) -> None:
     assert (similarity.scales(side, side + 9), similarity.window(side + 9, side)) == (scales, window)
@@ -70,6 +71,13 @@ def test_as_many_scales_as_fit(side: int, scales: int, window: int) -> None:
     same, other = similarity.ms_ssim(x, x, top=255), similarity.ms_ssim(x, y, top=255)
     torch.testing.assert_close(same, torch.ones(2))
     assert bool((other < 0.999).all())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (9, 1)])
+def test_pictures_of_one_row_are_compared_too(size: tuple[int, int]) -> None:
+    x, y = pair(*size)
+    assert bool((similarity.ms_ssim(x, y, top=255) < 1).all())
+    torch.testing.assert_close(similarity.ms_ssim(x, x, top=255), torch.ones(2))
 
 
 def test_more_noise_is_less_alike_and_psnr_is_its_formula() -> None:

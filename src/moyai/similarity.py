@@ -58,7 +58,8 @@ def ms_ssim(x: Tensor, y: Tensor, *, top: float) -> Tensor:
         whole, contrast = _terms(x, y, top)
         term = whole if scale == count - 1 else contrast
         result = result * term.clamp_min(0) ** (weight / total)
-        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        if scale < count - 1:  # a side of 1 has no half
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
     return result
 
 

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +142,8 @@ def test_the_table_says_what_the_files_show(reconstruct: Command, finished_run: 
     ]
     for name in ("psnr", "ssim", "ms_ssim", "l1"):
         assert told["mean"][name] == pytest.approx(np.mean([one[name] for one in told["pictures"]]))
+    status, one_line, said = reconstruct(run, "set/b.png", "--out", "one.png")
+    assert any(line.startswith("mean of 1 ") for line in one_line)
     assert any(line.startswith("mean of 4 ") and line.split()[3] == f"{told['mean']['psnr']:.2f}" for line in lines)
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert [f[:5] for f in files] == ["0001-", "0002-", "0003-", "0004-"]
@@ -246,6 +249,49 @@ def test_a_first_stage_that_is_told_a_position(reconstruct: Command, tmp_path: P
         assert told["not told"] == ([] if words else ["place"])
         found.append(told["pictures"][0]["l1"])
     assert len(set(found)) == 3
+
+
+def test_slices_are_told_the_position_in_their_names(reconstruct: Command, tmp_path: Path) -> None:
+    """Where the run learned from that layout, whose greatest number is in its report on the data."""
+    from moyai.build.firststage import build_autoencoder
+    from moyai.recipe import reading
+    from moyai.recipe.resolve import DataFacts, resolve
+
+    facts = DataFacts(channels=1, height=8, width=8, count=10, fields=("slice", "position"))
+    changes = {
+        "data": {"kind": "oasis", "root": str(tmp_path)},
+        "first_stage.conditions": {"place": {"kind": "position", "width": 8}},
+        "prior.conditions": {},
+        "first_stage.train.steps": 1,
+    }
+    recipe = resolve(tiny.recipe(tmp_path, changes), facts)
+    model = build_autoencoder(recipe, facts)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=drawn))
+    run = tmp_path / "run"
+    (run / "first_stage").mkdir(parents=True)
+    (run / "recipe.json").write_text(reading.to_json(recipe))
+    report = {"cases": {"slices": [2, 24], "positions": [0.0625, 0.75]}}  # of 33, of which a limit kept those
+    write_json_atomic(run / "data.json", {"facts": facts.model_dump(mode="json"), "report": report})
+    tensors = {f"autoencoder.{name}": value for name, value in model.state_dict().items()}
+    native.commit(run / "first_stage", "model", {"model": tensors}, {})
+    for n in (8, 16, 40):
+        save(tmp_path / "some" / f"case_{n:03d}_slice_{n}.nii.png", noise(8, 8))
+
+    def told(*words: object) -> tuple[list[str], list[Any]]:
+        status, lines, said = reconstruct(run, "some", "--json", "told.json", *words)
+        assert status == 0, said
+        return lines, [(one["position"], one["psnr"]) for one in read_json(tmp_path / "told.json")["pictures"]]
+
+    lines, named = told()
+    assert [place for place, _ in named] == [0.25, 0.5, None]  # there is no slice 40 of 32
+    assert {"2 files: told the position", "the first stage is not told: place; possible: --position X"} <= set(lines)
+    assert named[0] == told("--position", 0.25)[1][0]
+    assert named[1] == told("--position", 0.5)[1][1]
+    assert len({psnr for _, psnr in named}) == 3
+    assert not any("not told" in line for line in told("--position", 0.5)[0])
 
 
 @pytest.mark.parametrize(

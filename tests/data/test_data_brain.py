@@ -75,6 +75,21 @@ def test_case_and_position_are_those_of_the_name_and_values_those_of_the_file(tm
     assert not any("test" in file.name for file in images.files)
 
 
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("case_001_slice_0.nii.png", 0.0),
+        ("x/case_001_slice_8.nii.png", 0.25),
+        ("a.zip/y/case_9_slice_32.png", 1.0),
+        ("case_001_slice_33.nii.png", None),  # beyond the layout's last
+        ("seg_001_slice_8.nii.png", None),
+        ("case_001.png", None),
+    ],
+)
+def test_a_name_alone_says_the_position(name: str, position: float | None) -> None:
+    assert brain.position_in(name, 32) == position
+
+
 def test_what_is_held_out_is_whole_cases_of_the_folder_asked_for(tmp_path: Path) -> None:
     root = filled(tmp_path / "brain")
     assert cases(read(root)) == ({1, 2, 3, 4, 5, 6}, {7, 8})

@@ -105,6 +105,19 @@ def test_a_class_with_one_picture_does_not_stop_the_split() -> None:
     assert len(train) + len(validation) == 50
 
 
+@pytest.mark.parametrize("members", [1, 2, 10, 60])
+def test_a_share_of_the_groups_is_held_out_however_many_pictures_they_have(members: int) -> None:
+    """The least of many hashes is nearly always below the share: 60 slices of each person would hold out everyone."""
+    groups = np.repeat(np.arange(400), members)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(groups), 1, 3, 3)).astype(np.uint8)
+    names = [str(i) for i in range(len(groups))]
+    images = ImageSet(pixels, {}, (), names, (SourceFile("noise", 1, ""),), groups=groups)
+    few, some = (len(split(images, share)[1]) / len(groups) for share in (0.1, 0.3))
+    assert few == pytest.approx(0.1, abs=0.045)  # three deviations of a share of 400
+    assert some == pytest.approx(0.3, abs=0.07)
+    assert set(split(images, 0.1)[1]) <= set(split(images, 0.3)[1])
+
+
 def test_the_order_of_a_group_changes_nothing() -> None:
     values = np.arange(300)
     groups = values // 5

@@ -1,5 +1,6 @@
 """The first stage's section says what the log says, for logs of now and of before."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moyai.data.images import ImageSet
 from moyai.evaluation import page, stagesection
@@ -116,6 +118,42 @@ def test_a_log_of_now_has_instruments_warnings_curves_and_channels(tmp_path: Pat
     assert {"PSNR", "SSIM", "KL", "Fine power", "Adaptive weight"} <= set(titles(found))
     assert "Perplexity" not in titles(found)
     page.page("title", "", [page.Section("First stage", found)])
+
+
+def test_what_the_discriminator_says_of_held_out_pictures_goes_before_what_it_said_in_training(tmp_path: Path) -> None:
+    held_out = {"logits real": 0.25, "logits fake": -0.5}
+    lines = [{**line, "validation": {**line["validation"], **held_out}} for line in NOW[:2]] + NOW[2:]
+    values = stagesection.last_values(written(tmp_path, lines) / stagesection.LOG)
+    assert {name: values[name] for name in GAN} == {**GAN, **held_out}
+    shown = titles(blocks(tmp_path))
+    assert [title for title in shown if "logits" in title] == [
+        html.escape(f"Discriminator's logits{where}") for where in ("", ", held out")
+    ]
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, np.uint8), (3, np.uint8), (4, np.uint8), (4, np.uint16)])
+def test_the_difference_is_seen_whatever_the_channels(channels: int, kind: type, tmp_path: Path) -> None:
+    """Of pictures that are opaque in both rows; with the alpha of a difference nothing would be seen."""
+    top = int(np.iinfo(kind).max)
+    pixels = np.random.default_rng(0).integers(0, top, (3, channels, 8, 8)).astype(kind)
+    pixels[:, 3:] = top
+    said = stagesection._reconstructions(_Opaque(top), ImageSet(pixels, {}, (), ["a", "b", "c"], ()), tmp_path)  # type: ignore[arg-type]
+    assert "distance" in said.alt
+    with Image.open(tmp_path / "reconstructions.png") as drawn:
+        assert (drawn.mode == "RGBA") == (channels == 4)
+        if channels == 4:
+            assert np.asarray(drawn)[..., 3].min() == 255
+
+
+class _Opaque(Halved):
+    def __init__(self, top: int) -> None:
+        super().__init__(None)
+        self.top = top
+
+    def decode(self, latents: torch.Tensor, fields: Any = None) -> np.ndarray:
+        made = (latents.permute(0, 2, 3, 1).numpy() + 1) / 4 * self.top
+        made[..., 3:] = self.top
+        return made.astype(np.uint8 if self.top == 255 else np.uint16)
 
 
 def test_a_log_of_before_still_renders(tmp_path: Path) -> None:

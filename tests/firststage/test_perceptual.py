@@ -246,6 +246,14 @@ def test_the_published_files_are_read_by_their_hash_only(
     assert read(x, y).equal(distance(x, y))
 
 
+def test_files_are_found_from_the_home_folder(
+    files: LpipsConfig, distance: Perceptual, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(files.vgg).parent))
+    read = perceptual.lpips(LpipsConfig(vgg=Path("~") / files.vgg.name, heads=Path("~") / files.heads.name))
+    assert read(picture(), picture(seed=1)).equal(distance(picture(), picture(seed=1)))
+
+
 def test_the_hashes_are_those_in_the_published_names() -> None:
     assert perceptual.VGG_FILE.startswith("397923af")  # vgg16-397923af.pth: torch's own names say the sha256
     assert len(perceptual.VGG_FILE) == len(perceptual.HEADS_FILE) == 64

@@ -325,9 +325,12 @@ def test_a_start_from_more_latents_than_kmeans_looks_at(monkeypatch: pytest.Monk
 
 def test_a_codebook_larger_than_the_latents_is_refused() -> None:
     made = VectorQuantizer(CodebookConfig(size=65), 3)
-    with pytest.raises(DataError, match=r"65 vectors.* 64 latents \(1 pictures of 8 x 8\).*at most 64") as error:
-        made.initialise(normal(1, 3, 8, 8), Draw(0, 0, 1))
+    with pytest.raises(
+        DataError, match=r"65 vectors.* 64 latents \(1 pictures of 8 x 8\).*top_codebook\.size=64 or less"
+    ) as error:
+        made.initialise(normal(1, 3, 8, 8), Draw(0, 0, 1), "first_stage.top_codebook.size")
     assert "\n" not in str(error.value)
+    assert "train.batch" not in str(error.value)  # it has no say in how many pictures are looked at
     assert not bool(made.initialised)
     VectorQuantizer(CodebookConfig(size=64), 3).initialise(normal(1, 3, 8, 8), Draw(0, 0, 1))
 

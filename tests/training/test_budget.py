@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+from moyai.build import data as build_data
 from moyai.build.firststage import build_autoencoder
 from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts
@@ -76,6 +77,19 @@ def test_measuring_leaves_nothing_behind() -> None:
 
 
 # A whole run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_codebook_larger_than_the_latents_of_a_batch_is_measured(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "pictures")
+    changes = {"first_stage.kind": "vq", "first_stage.codebook": {"size": 200}, "budget.minutes": 0.3}
+    few = {**tiny.QUICK, "steps": None}
+    recipe = tiny.recipe(root, {**changes, "first_stage.train": few, "prior.train": few})
+    images = build_data.read_data(recipe.data, tmp_path / "cache")
+    facts = build_data.facts_of(images, images)
+    resolved = resolve.resolve(recipe, facts)
+    assert resolved.first_stage.train.batch * 4 * 4 < 200  # latents of a batch; there are 960 of all pictures
+    costs = budget.measure(resolved, facts, images, torch.device("cpu"), seconds=0.01)
+    assert costs.first_stage_step > 0
 
 
 def costing(first: float, prior: float) -> Callable[[], None]:

@@ -16,13 +16,15 @@ from torch import Tensor
 import tiny
 from moyai.build.firststage import build_autoencoder, build_rival
 from moyai.data.images import ImageSet, SourceFile
+from moyai.errors import DataError
 from moyai.firststage import perceptual
 from moyai.nets.trunk import Trunk
 from moyai.randomness import Draw, generator
 from moyai.recipe import reading, resolve
 from moyai.recipe.resolve import DataFacts
+from moyai.training import first_stage
 from moyai.training.first_stage import FirstStageTraining
-from moyai.training.steps import train_step
+from moyai.training.steps import NonFiniteError, train_step
 
 STEPS = 20
 ADVERSARIAL: dict[str, Any] = {"net": {"width": 8, "layers": 1}, "start": 2.0, "warmup": 0.05}
@@ -189,6 +191,88 @@ def test_a_codebook_starts_on_the_latents_and_follows_them() -> None:
     found = made.validate()
     assert 1 <= found["perplexity"] <= 8
     assert 0 < found["codes used"] <= 1
+
+
+def test_a_codebook_looks_at_as_many_pictures_as_it_has_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_stage, "FIRST_LOOK", 1)
+    made = stage(images(), **{"first_stage.kind": "vq", "first_stage.codebook": {"size": 40}})
+    batch = made.batch(0)
+    made.losses(batch, Draw(0, 0, len(batch), stage="first_stage"))  # 3 pictures of 4 x 4 latents
+    assert float(made.autoencoder.bottleneck.usage.sum()) == pytest.approx(48, abs=8)  # each counts for one at least
+    assert len(made._first_latents("", 40)) == 3
+    assert len(made._first_latents("", 10**6)) == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"first_stage.kind": "vq", "first_stage.codebook": {"size": 257}}, "first_stage.codebook.size=256 or less"),
+        ({"first_stage.kind": "vq2", "first_stage.codebook": {"size": 65}}, "first_stage.top_codebook.size=64 or less"),
+    ],
+)
+def test_a_codebook_larger_than_the_data_is_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
+    codes = {"prior.kind": "codes", "prior.net": {"kind": "pixelcnn", "width": 8, "layers": 1}}
+    made = stage(images(), **changes, **(codes if changes["first_stage.kind"] == "vq2" else {}))
+    batch = made.batch(0)
+    with pytest.raises(
+        DataError, match=rf"cannot start from .* latents \(16 pictures .*possible: {key}, more pictures"
+    ):
+        made.losses(batch, Draw(0, 0, len(batch), stage="first_stage"))
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+def test_a_step_that_is_not_finite_leaves_nothing_in_the_discriminator(norm: str) -> None:
+    adversarial = {**ADVERSARIAL, "net": {"width": 16, "layers": 1, "norm": norm}, "regularizer": "lecam"}
+    made = stage(images(), judged=False, **{"first_stage.objective": {"adversarial": adversarial}})
+    before = {name: tensor.clone() for name, tensor in made.state.contents()["model"].items()}
+    batch = made.batch(5)
+    assert batch.images is not None
+    batch.images[0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        train_step(made.state, made.losses, batch, Draw(0, 5, 8, stage="first_stage"), 6.0, made.applied)
+    for name, tensor in made.state.contents()["model"].items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_the_discriminator_is_read_on_held_out_pictures_once_it_has_begun(norm: str) -> None:
+    adversarial = {**ADVERSARIAL, "net": {"width": 16, "layers": 1, "norm": norm}}
+    made = stage(images(), judged=False, **{"first_stage.objective": {"adversarial": adversarial}})
+    for step in range(3):  # it begins with step 2
+        assert not {"logits real", "logits fake"} & made.validate().keys()
+        batch = made.batch(step)
+        train_step(made.state, made.losses, batch, Draw(0, step, 8, stage="first_stage"), 6.0, made.applied)
+    state = {name: tensor.clone() for name, tensor in made.state.contents()["model"].items()}
+    said = made.validate()
+    for name, tensor in made.state.contents()["model"].items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+    assert made.rival is not None
+    held_out = made.held_out.batch(np.arange(16))
+    assert held_out.images is not None
+    average: Any = made.state.averages["autoencoder"]
+    with torch.no_grad():
+        cond = average.told(held_out.fields, 16)
+        again = average.decode(average.encode(held_out.images, cond).mode(), (8, 8), cond).clamp(-1, 1)
+        vector = made.rival.conditioner(held_out.fields, 16).vector
+        for name, shown in (("logits real", held_out.images), ("logits fake", again)):
+            assert said[name] == pytest.approx(float(made.rival.discriminator(shown, vector).mean()), abs=1e-5)
+
+
+def test_learned_similarity_is_not_rounded_in_half_precision() -> None:
+    """Features themselves are; their distance, a mean of small squares, is that of the features as they are."""
+    made = stage(images(), judged=False)
+    rival = made.rival
+    assert rival is not None
+    x = made.batch(0).images
+    assert x is not None
+    near, vector = x + 0.02, torch.zeros(len(x), rival.discriminator.vector_width or 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        distance = rival._distance(x, near, vector)
+        maps = [rival.discriminator.features(one, vector) for one in (x, near)]
+    assert maps[0][0].dtype == torch.bfloat16
+    assert distance.dtype == torch.float32
+    each = [(a.double() - b.double()).square().flatten(1).mean(1) for a, b in zip(*maps, strict=True)]
+    torch.testing.assert_close(distance.double(), torch.stack(each).mean(0), rtol=1e-5, atol=0)
 
 
 def test_a_step_that_was_not_applied_leaves_nothing_to_the_running_means() -> None:

@@ -3,6 +3,9 @@
 Each picture is brought to the run's resolution and channels as its training pictures were, or keeps its own size
 (`--size native`), in tiles where it is large. Nothing here is sampled: the same pictures give the same table.
 
+A first stage that is told a position is told that of `--position`, or of a slice in the OASIS layout what its name says
+where it was trained on such a layout.
+
 A file that gives no picture is named and skipped, as the folder source does; that none is left is an error.
 """
 
@@ -23,11 +26,12 @@ from moyai.checkpoints import models
 from moyai.commands import outputs, sidebyside
 from moyai.commands.sidebyside import Values, judge, overlap
 from moyai.console import Reporter
+from moyai.data.brain import position_in
 from moyai.data.decode import MAX_BYTES, Seen, Target, UnreadablePicture, decode, inspect, quiet
 from moyai.data.images import BadFile
 from moyai.data.listing import Entry, contents, listing
 from moyai.errors import DataError, RequestError
-from moyai.files import write_json_atomic
+from moyai.files import read_json, write_json_atomic
 from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.tiling import check_tiles
 from moyai.nets.precision import placed
@@ -55,12 +59,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Found:
-    """A picture file: its name in the table, its bytes, its header, and what it becomes."""
+    """A picture file: its name in the table, its bytes, its header, what it becomes, and the position told with it."""
 
     name: str
     entry: Entry
     seen: Seen
     target: Target
+    position: float | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,21 @@ class Subject:
     recipe: Recipe
     facts: DataFacts
     autoencoder: LatentAutoencoder
-    cond: Cond | None
-    untold: tuple[str, ...]  # names of its conditions that stay at their null
+    places: tuple[str, ...]  # names of its conditions that are a position
+    last: int | None  # slice of its data, where the names of slices say their position
+
+    def told(self, position: float | None, device: torch.device | str) -> Cond | None:
+        """The condition of one picture."""
+        conditions = self.recipe.first_stage.conditions
+        fields = [conditions[name].field for name in self.places]  # type: ignore[union-attr]
+        value = torch.tensor([position or 0.0], device=device)
+        with torch.no_grad():
+            return self.autoencoder.told({} if position is None else dict.fromkeys(fields, value), 1)
+
+    def untold(self, found: Sequence[Found]) -> tuple[str, ...]:
+        """Names of its conditions that stay at their null for all of the pictures, or for some."""
+        all_placed = all(one.position is not None for one in found)
+        return tuple(name for name in self.recipe.first_stage.conditions if not (all_placed and name in self.places))
 
 
 def reconstruct(run: Path, paths: Sequence[Path], reporter: Reporter, options: Options) -> Iterator[str]:
@@ -82,12 +100,12 @@ def reconstruct(run: Path, paths: Sequence[Path], reporter: Reporter, options: O
     bad: list[BadFile] = []
     judged: list[tuple[Found, Values]] = []
     with ExitStack() as stack, quiet():
-        found, others = _look(stack, paths, subject, options.native, bad)
+        found, others = _look(stack, paths, subject, options, bad)
         if not found and not bad:
             raise DataError(f"{', '.join(map(str, paths))}: no pictures there (PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF)")
         if found:
             yield from _head(subject, found, others, options)
-        width = min(LABEL, max([len("picture"), *(len(one.name) for one in found)]))
+        width = min(LABEL, max([len(f"mean of {len(found)}"), *(len(one.name) for one in found)]))
         writer = sidebyside.writer(options.out)
         for one, pixels, made, values in _judged(subject, found, bad, options, reporter):
             if not judged:
@@ -105,7 +123,7 @@ def reconstruct(run: Path, paths: Sequence[Path], reporter: Reporter, options: O
     yield _line(width, f"mean of {len(judged)}", "", *_shown(mean))
     yield from writer.close()
     if options.json is not None:
-        write_json_atomic(options.json, _plain(subject, judged, mean, bad, options))
+        write_json_atomic(options.json, _plain(subject, found, judged, mean, bad, options))
         yield f"written to {options.json}"
 
 
@@ -129,23 +147,25 @@ def _subject(run: Path, options: Options) -> Subject:
         raise RequestError(
             f'{run} has no first stage (codec.kind = "{recipe.codec.kind}"): nothing to reconstruct with'
         )
-    fields: dict[str, torch.Tensor] = {}
-    if options.position is not None:
-        names = [c.field for c in recipe.first_stage.conditions.values() if c.kind == "position"]
-        if not names:
-            raise RequestError(f"{run}: this first stage is not told a position; possible: without --position")
-        fields = {name: torch.tensor([options.position], device=options.device) for name in names}
+    places = tuple(name for name, c in recipe.first_stage.conditions.items() if c.kind == "position")
+    if options.position is not None and not places:
+        raise RequestError(f"{run}: this first stage is not told a position; possible: without --position")
     autoencoder: LatentAutoencoder = models.read_first_stage(run, recipe, facts)
     autoencoder = placed(autoencoder.eval().requires_grad_(False), options.device)
     if options.tile is not None:
         check_tiles(options.tile, overlap(options.tile, autoencoder.factor), autoencoder.factor)
-    untold = tuple(name for name, c in recipe.first_stage.conditions.items() if getattr(c, "field", name) not in fields)
-    with torch.no_grad():
-        return Subject(run, recipe, facts, autoencoder, autoencoder.told(fields, 1), untold)
+    return Subject(run, recipe, facts, autoencoder, places, _last_slice(run) if recipe.data.kind == "oasis" else None)
+
+
+def _last_slice(run: Path) -> int | None:
+    """The slice at position 1 in the data of a run, from its report on them."""
+    cases = read_json(run / "data.json").get("report", {}).get("cases") or {}
+    reach = cases.get("positions", [0, 0])[1]
+    return round(cases["slices"][1] / reach) if reach else None
 
 
 def _look(
-    stack: ExitStack, paths: Sequence[Path], subject: Subject, native: bool, bad: list[BadFile]
+    stack: ExitStack, paths: Sequence[Path], subject: Subject, options: Options, bad: list[BadFile]
 ) -> tuple[list[Found], int]:
     """The pictures at all paths by their headers, and how many files are none by name; unreadable ones go to `bad`."""
     entries: list[Entry] = []
@@ -163,16 +183,18 @@ def _look(
             bad.append(BadFile(str(path), f"{size / 2**20:.0f} MiB; at most {MAX_BYTES // 2**20}"))
         else:
             entries.append(Entry(str(path), size, path.read_bytes))
-    facts, resize, found = subject.facts, subject.recipe.data.resize, []
+    facts, resize, last, found = subject.facts, subject.recipe.data.resize, subject.last, []
     for entry in entries:
         try:
             seen = inspect(contents(entry))
         except UnreadablePicture as error:
             bad.append(BadFile(entry.name, str(error)))
         else:
-            height, width = (seen.height, seen.width) if native else (facts.height, facts.width)
+            height, width = (seen.height, seen.width) if options.native else (facts.height, facts.width)
             target = Target(height, width, facts.channels, 16 if seen.deep else 8, resize)
-            found.append(Found(entry.name, entry, seen, target))
+            named = position_in(entry.name, last) if subject.places and last is not None else None
+            position = named if options.position is None else options.position
+            found.append(Found(entry.name, entry, seen, target, position))
     return found, others
 
 
@@ -190,7 +212,7 @@ def _judged(
             made, values = judge(
                 subject.autoencoder,
                 pixels,
-                subject.cond,
+                subject.told(one.position, options.device),
                 tile=_tile(one, options),
                 precision=precision,
                 device=options.device,
@@ -219,10 +241,9 @@ def _head(subject: Subject, found: Sequence[Found], others: int, options: Option
             f"{len(tiled)} {'files' if len(tiled) != 1 else 'file'}: in tiles of {tiled[0]} that overlap by "
             f"{overlap(tiled[0], factor)}; normalisation and attention see one tile at a time"
         )
-    if subject.untold:
-        told = [c.kind for name, c in subject.recipe.first_stage.conditions.items() if name in subject.untold]
-        hint = "; possible: --position X" if "position" in told else ""
-        yield f"the first stage is not told: {', '.join(subject.untold)}{hint}"
+    if untold := subject.untold(found):
+        hint = "; possible: --position X" if set(untold) & set(subject.places) else ""
+        yield f"the first stage is not told: {', '.join(untold)}{hint}"
     scales = sorted({similarity.scales(one.target.height, one.target.width) for one in found})
     span = str(scales[0]) if len(scales) == 1 else f"{scales[0]} to {scales[-1]}"
     yield f"PSNR in dB; MS-SSIM over {span} scale{'s' * (scales[-1] != 1)}; L1 of values in [-1, 1]"
@@ -240,6 +261,7 @@ def _notes(subject: Subject, found: Sequence[Found], others: int) -> dict[str, i
         notes["transparent: laid over black"] += seen.transparent and channels != 4
         notes["16-bit colour: 8 bits are kept"] += seen.narrowed
         notes["several pictures in the file: the first is used"] += seen.several
+        notes["told the position"] += one.position is not None
     notes["not a picture by its name: left out"] = others
     return {what: count for what, count in notes.items() if count}
 
@@ -257,14 +279,19 @@ def _shown(values: Values) -> tuple[str, ...]:
 
 
 def _plain(
-    subject: Subject, judged: Sequence[tuple[Found, Values]], mean: Values, bad: Sequence[BadFile], options: Options
+    subject: Subject,
+    found: Sequence[Found],
+    judged: Sequence[tuple[Found, Values]],
+    mean: Values,
+    bad: Sequence[BadFile],
+    options: Options,
 ) -> dict[str, Any]:
     """All of it for a file; an infinite PSNR is null there."""
     return {
         "run": str(subject.run),
         "size": "native" if options.native else "model",
         "position": options.position,
-        "not told": list(subject.untold),
+        "not told": list(subject.untold(found)),
         "pictures": [
             {
                 "name": one.name,
@@ -272,6 +299,7 @@ def _plain(
                 "width": one.target.width,
                 "channels": one.target.channels,
                 "bits": one.target.bits,
+                "position": one.position,
                 "tile": _tile(one, options),
                 "ms_ssim_scales": similarity.scales(one.target.height, one.target.width),
                 **_numbers(values),

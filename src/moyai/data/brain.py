@@ -92,6 +92,13 @@ def read(config: OasisConfig, cache: Path, progress: Progress | None = None) -> 
     )
 
 
+def position_in(name: str, last: int) -> float | None:
+    """The position that the name of a slice says, with `last` the greatest slice number of its layout; None where it
+    says none up to there."""
+    said = NAMED[""].fullmatch(name.rsplit("/", 1)[-1])
+    return int(said[2]) / max(last, 1) if said and int(said[2]) <= last else None
+
+
 def _layout(listed: Listing, root: Path) -> Layout:
     """What the names say, checked. Files that cannot be read are in it too: the names are all that counts here."""
     found: dict[str, list[Slice]] = {"": [], "seg_": []}

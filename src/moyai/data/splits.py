@@ -3,7 +3,8 @@
 A sample's side follows from its pixels alone: h = hash(pixels) as a fraction of 2^64, validation where h < share. So
 the split depends neither on the training seed nor on names or the order of files, adding pictures never moves one that
 was there, a larger share contains a smaller one, and exact duplicates fall on one side. Samples of one group (a case,
-a film) are tied together, and to the duplicates of each, by union-find; all of them take the least hash among them.
+a film) are tied together, and to the duplicates of each, by union-find; all of them take one hash, of the least among
+them: the least itself would be below the share for nearly every group of many.
 
 The share is therefore met on average only. Then the few classes that have nothing on one side are mended: what is
 nearest to the border goes over, as long as it leaves no other class bare.
@@ -30,8 +31,12 @@ def pixel_hashes(images: ImageSet) -> np.ndarray:
     for start in range(0, images.count, CHUNK):
         rows = np.ascontiguousarray(images.pixels[start : start + CHUNK])
         for i, row in enumerate(rows, start):
-            hashes[i] = int.from_bytes(hashlib.blake2b(row.data, digest_size=8).digest(), "little")
+            hashes[i] = _hash(row.data)
     return hashes
+
+
+def _hash(data: bytes | memoryview) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 def split(images: ImageSet, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +56,8 @@ def split(images: ImageSet, share: float) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"{images.count} pictures that are {why} cannot be split in training and validation")
     least = np.full(count, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(least, tied, hashes)
+    if images.groups is not None:
+        least = np.array([_hash(value.tobytes()) for value in least.astype("<u8")], dtype=np.uint64)
     outside = least < np.uint64(share * 2**64)  # (components,) which go to validation
     _mend(outside, least, [np.unique(tied)])
     if "class" in images.fields:

@@ -17,7 +17,7 @@ from moyai.firststage.codec import PixelCodec
 from moyai.model import LatentModel
 
 COLUMNS = 10
-FROM_TRAINING = ("adaptive weight", "logits real", "logits fake")  # known in training steps only
+FROM_TRAINING = ("adaptive weight", "logits real", "logits fake")  # where no validation says them
 LOG = Path("first_stage") / "log.jsonl"
 # One chart each: title, kind of line in the log, quantities, the axis.
 CURVES = (
@@ -28,6 +28,7 @@ CURVES = (
     ("KL", "validation", ("kl",), "nats a latent value"),
     ("Perplexity", "validation", ("perplexity", "perplexity top", "perplexity bottom"), "codes"),
     ("Discriminator's logits", "train", ("logits real", "logits fake"), "logit"),
+    ("Discriminator's logits, held out", "validation", ("logits real", "logits fake"), "logit"),
     ("Adaptive weight", "train", ("adaptive weight",), "weight"),
 )
 NO_SAMPLER = "The first stage alone is no sampler: noise decoded by it is noise."
@@ -49,11 +50,11 @@ def blocks(run: Path, model: LatentModel, held_out: ImageSet, folder: Path) -> l
 
 
 def last_values(path: Path) -> dict[str, float]:
-    """What the log last says of every instrument: its last validation, and the discriminator in training."""
+    """What the log last says of every instrument: its last validation, and what training alone knows."""
     values: dict[str, float] = {}
     for line in log.read(path):
         values = dict(line.get("validation", values))
-    for name in FROM_TRAINING:
+    for name in (name for name in FROM_TRAINING if name not in values):
         _, series = log.series(path, "train", name)
         if series:
             values[name] = series[-1]
@@ -69,7 +70,7 @@ def table(values: Mapping[str, float]) -> list[page.Block]:
     if not rows:
         return []
     headers = ("instrument", "value", "unit", "healthy", "meaning")
-    note = "On held-out pictures with the averaged weights, from the posterior's mode; the discriminator's in training."
+    note = "On held-out pictures with the averaged weights, from the posterior's mode; the adaptive weight in training."
     return [page.Table(headers, tuple(rows), "Instruments of the first stage", note)]
 
 
@@ -130,11 +131,16 @@ def _reconstructions(model: LatentModel, held_out: ImageSet, folder: Path) -> pa
     originals = to_uint(images, bits=held_out.bits)
     again = model.decode(model.encode(images, batch.fields), batch.fields)
     difference = np.abs(originals.astype(np.int64) - again.astype(np.int64)).astype(originals.dtype)
+    if difference.shape[-1] == 4:
+        difference[..., 3] = 2**held_out.bits - 1  # equal where both are opaque: the colours' would not be seen
     rows = np.concatenate([originals, again, difference])
     sheet = pictures.grid(rows, columns=len(index), row_labels=("original", "reconstruction", "difference"))
     pictures.save_png(folder / "reconstructions.png", sheet, None)
     return page.Picture(
-        pictures.png_bytes(sheet, None), "image/png", "Held-out pictures", "originals above reconstructions"
+        pictures.png_bytes(sheet, None),
+        "image/png",
+        "Held-out pictures",
+        "originals, their reconstructions, and the distance of the two",
     )
 
 

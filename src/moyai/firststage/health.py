@@ -1,8 +1,8 @@
 """What the instruments of a first stage say: healthy ranges, and a plain sentence outside of them.
 
 The ranges are wide on purpose: outside of one something is wrong, not merely improvable. That of fine power is narrow,
-because no other number tells a blur. How each number is taken is in `instruments`; the adaptive weight and the logits
-of the discriminator are parts of the training's own log (`rivalry`).
+because no other number tells a blur. How each number is taken is in `instruments`; the adaptive weight is known in
+training only, a part of its own log (`rivalry`).
 """
 
 import math
@@ -160,7 +160,7 @@ INSTRUMENTS = (
         0.8,
         1.2,
         "power above half the Nyquist frequency: 1 is ideal, a blur is far below",
-        below="no fine detail: {value:.2g} of the power of the originals; add first_stage.objective.perceptual or "
+        below="no fine detail: {value:.2g} of the power of the originals; raise first_stage.objective.detail, or add "
         f"{_RIVAL}",
         above="more fine detail than the originals have, {value:.2g} of their power: train longer, or a lower "
         f"{_RIVAL}.weight",

@@ -82,8 +82,13 @@ class Measurement:
         self._chosen: dict[str, list[Tensor]] = {}  # of each map of codes
         self._scales = 1
 
-    def add(self, images: Tensor, reconstructions: Tensor, posterior: Posterior) -> None:
-        """images, reconstructions: (B, C, H, W) float32 in [-1, 1]; the latter decoded from the posterior's mode."""
+    def add(
+        self, images: Tensor, reconstructions: Tensor, posterior: Posterior, logits: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """images, reconstructions: (B, C, H, W) float32 in [-1, 1]; the latter decoded from the posterior's mode.
+
+        logits: what a discriminator says of each of both, (B,).
+        """
         error = (reconstructions - images).flatten(1)
         self._add("l1", error.abs().mean(1))
         # The range is 2 in these units, so that the figure equals the one on integers.
@@ -97,6 +102,8 @@ class Measurement:
             self._add("box ssim", values[torch.isfinite(values)])
         if self.perceptual is not None:
             self._add("perceptual", self.perceptual(images, reconstructions))
+        for side, said in zip(("real", "fake"), logits or (), strict=False):
+            self._add(f"logits {side}", said)
         self._add("power of originals", fine_power(images))
         self._add("power of reconstructions", fine_power(reconstructions))
         if isinstance(posterior, DiagonalGaussian):

@@ -130,6 +130,7 @@ class LpipsInput(VGGInput):
 
 def _read(path: Path, prefix: str, known: str, what: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, float32, in memory of their own."""
+    path = path.expanduser()
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:

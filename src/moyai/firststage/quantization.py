@@ -117,11 +117,11 @@ class VectorQuantizer(nn.Module):
         return F.embedding(codes, self._scaled(self.codebook)).movedim(-1, 1).contiguous()
 
     @torch.no_grad()
-    def initialise(self, z: Tensor, draw: Draw) -> None:
+    def initialise(self, z: Tensor, draw: Draw, key: str = "first_stage.codebook.size") -> None:
         """Puts the vectors on the centres of latents (B, channels, h, w), unless they start at random.
 
-        DataError where there are fewer latents than vectors. Where fewer of them differ than there are vectors, the
-        surplus vectors repeat others; they are never chosen, and restart.
+        DataError, which names the recipe's `key`, where there are fewer latents than vectors. Where fewer of them
+        differ than there are vectors, the surplus vectors repeat others; they are never chosen, and restart.
         """
         if self.config.start == "uniform":
             self.initialised.fill_(True)
@@ -130,8 +130,8 @@ class VectorQuantizer(nn.Module):
         if len(latents) < self.size:
             raise DataError(
                 f"a codebook of {self.size} vectors cannot start from {len(latents)} latents "
-                f"({z.shape[0]} pictures of {z.shape[2]} x {z.shape[3]}); possible: a codebook.size of at most "
-                f"{len(latents)}, or a larger train.batch"
+                f"({z.shape[0]} pictures of {z.shape[2]} x {z.shape[3]}); possible: {key}={len(latents)} or less, "
+                'more pictures, or a codebook.start of "uniform"'
             )
         rng = _generator(draw, "codebook start")
         most = max(START_LATENTS, self.size)

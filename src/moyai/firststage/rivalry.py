@@ -80,6 +80,13 @@ class Rival(nn.Module):
         }
         return total + judged, said
 
+    @torch.no_grad()
+    def judged(self, images: Tensor, reconstructions: Tensor, fields: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each picture's mean logit and its reconstruction's, (B,) float32 each; nothing is learned from them."""
+        vector = self._vector(fields, len(images))
+        real, fake = (self.discriminator(x, vector).float().flatten(1).mean(1) for x in (images, reconstructions))
+        return real, fake
+
     def begin(self) -> None:
         """A step begins; what an earlier one left that was not applied is forgotten."""
         self._logits = []
@@ -109,8 +116,9 @@ class Rival(nn.Module):
         with torch.no_grad():
             real = self.discriminator.features(images, vector)
         fake = self.discriminator.features(reconstructions, vector)
-        each = [(a - b).square().flatten(1).mean(1) for a, b in zip(real, fake, strict=True)]
-        return torch.stack(each).float().mean(0)  # (B,)
+        # In bfloat16 the difference of features that are nearly equal, and its mean, would be rounded to 3 digits.
+        each = [(a.float() - b.float()).square().flatten(1).mean(1) for a, b in zip(real, fake, strict=True)]
+        return torch.stack(each).mean(0)  # (B,)
 
     def _vector(self, fields: Mapping[str, Tensor], count: int) -> Tensor | None:
         return None if self.conditioner is None else self.conditioner(fields, count).vector

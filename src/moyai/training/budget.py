@@ -77,7 +77,8 @@ def measure(
     small = train.subset(np.arange(min(train.count, recipe.first_stage.train.batch)))
     sized = _with_some_steps(recipe)
     has_first = "first_stage" in resolve.stages(sized)
-    first_step = _first_stage_seconds(sized, facts, small, device, perceptual, seconds) if has_first else 0.0
+    # All of the pictures: a codebook starts from more than a batch, and may be larger than the latents of one.
+    first_step = _first_stage_seconds(sized, facts, train, device, perceptual, seconds) if has_first else 0.0
     codec = build_codec(sized, facts, build_autoencoder(sized, facts) if has_first else None, device)
     images = small.images(np.arange(min(64, small.count))).to(device)
     encode = _median_seconds(lambda: codec.store(images), device) / len(images)

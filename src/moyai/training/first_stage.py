@@ -5,6 +5,7 @@ autoencoder through a discriminator that is frozen while it does; the discrimina
 off from the autoencoder. So neither's gradient is found in the other.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from moyai.training.steps import Losses
 
 VALIDATION = 512  # held-out pictures looked at while training, at most
 SHOWN = 8  # pictures in a row of a preview
-FIRST_LOOK = 1024  # training pictures a codebook is started from, at most
+FIRST_LOOK = 1024  # training pictures a codebook is started from, or as many as have a latent for each vector
 BOXED = ("oasis", "nifti")  # data with a dark background, which a score of the whole frame is made easy by
 
 
@@ -124,7 +125,7 @@ class FirstStageTraining:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The instruments on held-out pictures, posterior mode (`firststage.instruments`)."""
-        model = self._average()
+        model, rival = self._average(), self._begun_rival()
         codes = {name: one.size for name, one in quantizers(model.bottleneck).items()}
         measured = Measurement(perceptual=self.objective.perceptual, boxed=self.boxed, codes=codes)
         for batch in self._held_out():
@@ -133,7 +134,8 @@ class FirstStageTraining:
                 cond = model.told(batch.fields, len(images))
                 posterior = model.encode(images, cond)
                 shown = model.decode(posterior.mode(), _size(images), cond).float().clamp(-1, 1)
-            measured.add(images, shown, posterior)
+                logits = None if rival is None else rival.judged(images, shown, batch.fields)
+            measured.add(images, shown, posterior, logits)
         return measured.result()
 
     @torch.no_grad()
@@ -169,11 +171,16 @@ class FirstStageTraining:
         which decide the latents of finer ones."""
         for name, codebook in quantizers(self.autoencoder.bottleneck).items():
             if isinstance(codebook, VectorQuantizer) and not bool(codebook.initialised):
-                codebook.initialise(self._first_latents(name), draw)
+                key = "first_stage.top_codebook.size" if name == "top" else "first_stage.codebook.size"
+                codebook.initialise(self._first_latents(name, codebook.size), draw, key)
 
-    def _first_latents(self, name: str) -> Tensor:
-        """Latents of a map of codes, (N, c, h, w), of pictures from all over the training set."""
-        index = np.linspace(0, self.train.count - 1, min(FIRST_LOOK, self.train.count)).astype(np.int64)
+    def _first_latents(self, name: str, size: int) -> Tensor:
+        """Latents of a map of codes, (N, c, h, w), of pictures from all over the training set: `size` of them or more
+        where there are as many."""
+        (_, height, width), factor = self.train.shape, self.autoencoder.factor
+        places = -(-height // factor) * -(-width // factor)  # a finer map has more
+        wanted = min(self.train.count, max(FIRST_LOOK, -(-size // places)))
+        index = np.linspace(0, self.train.count - 1, wanted).astype(np.int64)
         found = []
         for start in range(0, len(index), 64):
             batch = self.train.batch(index[start : start + 64]).to(self.device)
@@ -183,16 +190,23 @@ class FirstStageTraining:
             found.append(code_maps(posterior)[name].z)
         return torch.cat(found)
 
+    def _begun_rival(self) -> Rival | None:
+        """The discriminator, once the last step was one of its own."""
+        last = max(0, self.state.step - 1)
+        return self.rival if self.rival is not None and self.rival.share(last, self.objective.steps) > 0 else None
+
     def _average(self) -> LatentAutoencoder:
         average = self.state.averages["autoencoder"]
         if not isinstance(average, LatentAutoencoder):
             raise TypeError(type(average).__name__)
         return average
 
-    def _held_out(self, size: int = 64) -> list[Batch]:
+    def _held_out(self, size: int = 64) -> Iterator[Batch]:
+        """Batch after batch: all of them together may be more than the device holds."""
         count = min(VALIDATION, self.held_out.count)
         index = np.linspace(0, self.held_out.count - 1, count).astype(np.int64)
-        return [self.held_out.batch(index[i : i + size]).to(self.device) for i in range(0, count, size)]
+        for start in range(0, count, size):
+            yield self.held_out.batch(index[start : start + size]).to(self.device)
 
 
 def _pictures(batch: Batch) -> Tensor:

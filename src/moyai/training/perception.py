@@ -7,15 +7,17 @@ is judged by the same network. It is never the network that `moyai evaluate` jud
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from moyai.data.images import ImageSet
+from moyai.errors import DataError
 from moyai.evaluation import networks
 from moyai.files import sweep_temporaries
 from moyai.firststage import perceptual
 from moyai.firststage.config import LpipsConfig, ObjectiveConfig, OwnPerceptualConfig
 from moyai.nets.trunk import Trunk
+
+FEWEST = 4  # pictures that such a network can be trained on
 
 
 def perception(
@@ -37,11 +39,17 @@ def perception(
     if path is None:
         return perceptual.own(Trunk(images.shape[0]))
     if not path.is_file():
+        if images.count < FEWEST:
+            raise DataError(
+                f"{images.count} training pictures are too few for a perceptual network of their own, which takes "
+                f"{FEWEST}; possible: objective.perceptual.kind = lpips, or none"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(path.parent)
-        pixels = np.asarray(images.pixels[np.arange(images.count)])
         made = None
-        for state in networks.perceptual_trunk(pixels, images.fields.get("class"), seed=seed, steps=config.steps):
+        # Pictures on the disk stay there: of each no more than a window is in memory.
+        labels = images.fields.get("class")
+        for state in networks.perceptual_trunk(images.pixels, labels, seed=seed, steps=config.steps):
             progress("training the perceptual network", state.step, state.steps)
             made = state.made or made
         if made is None:
