@@ -24,7 +24,7 @@ CONDITIONS = {
     "caption": {"kind": "text", "width": 16, "depth": 1, "heads": 2, "length": 24, "vocabulary": 300, "guidance": 2.0},
     "mask": {"kind": "map"},
     "small": {"kind": "low-resolution", "factor": 8, "dropout": 0.1},
-    "holes": {"kind": "masked", "dropout": 0.1},
+    "holes": {"kind": "masked"},  # never left out, which is what it is without a word
 }
 
 
@@ -70,11 +70,12 @@ def test_each_condition_matters_by_itself(run: Path) -> None:
     hole = np.concatenate((np.zeros((3, SIDE, SIDE)), np.ones((1, SIDE, SIDE)))).astype(np.float32)
     base: dict[str, Any] = {"low_resolution": [picture], "masked": [hole]}
     first = drawn(**base)
+    assert not np.array_equal(first, drawn(masked=[hole]))  # what was left out at times may be left out
     assert not np.array_equal(first, drawn(**base, caption=["a large red circle"]))
     assert not np.array_equal(first, drawn(**base, mask=[np.ones((SIDE, SIDE), np.uint8)]))
     assert not np.array_equal(first, drawn(**{**base, "low_resolution": [255 - picture]}))
-    with pytest.raises(RequestError, match="needs a picture to begin with"):
-        drawn(caption=["a large red circle"])
+    with pytest.raises(RequestError, match="needs a picture to begin with, and masked was not given"):
+        drawn(caption=["a large red circle"], low_resolution=[picture])
 
 
 def test_what_is_known_of_a_picture_stays_as_it_is(run: Path, tmp_path: Path) -> None:
@@ -85,10 +86,7 @@ def test_what_is_known_of_a_picture_stays_as_it_is(run: Path, tmp_path: Path) ->
     missing[4:12, 6:14] = 255
     Image.fromarray(original).save(tmp_path / "picture.png")
     Image.fromarray(missing).save(tmp_path / "mask.png")
-    del model.conditioner.conditions["small"]  # a model that fills in only
-    from moyai.commands import asking
-
-    asked = asking.others(model, pictures=[tmp_path / "picture.png"], mask=tmp_path / "mask.png")
+    asked = asking.others(model, pictures=[str(tmp_path / "picture.png")], mask=tmp_path / "mask.png")
     values = asked["masked"][0]
     assert (values[:, missing > 0] == np.array([[0], [0], [0], [1]])).all()
     model = models.load(run)
@@ -138,6 +136,73 @@ def test_the_command_line_asks_in_words_and_files(run: Path, tmp_path: Path, cap
     assert pictures.read_recipe(tmp_path / "out.png")["asked"]["caption"]
 
 
+def test_a_model_that_enlarges_and_fills_in_is_told_which_picture_is_which(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(2)
+    photo = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    for name, pixels in {"photo": photo, "other": 255 - photo, "small": photo[:4, :4]}.items():
+        Image.fromarray(pixels).save(f"{name}.png")
+    missing = np.zeros((SIDE, SIDE), np.uint8)
+    missing[:, 10:] = 255
+    Image.fromarray(missing).save("hole.png")
+    words = ["sample", str(run), "--n", "1", "--steps", "2", "--quiet", "--out", "out.npz"]
+
+    def drawn(*asked: str) -> dict[str, np.ndarray]:
+        assert cli.main([*words, *asked, "--mask", "hole.png"]) == 0, capsys.readouterr().err
+        return dict(np.load("out.npz"))
+
+    named = drawn("--picture", "low_resolution=small.png", "masked=photo.png")
+    assert np.array_equal(named["low_resolutions"][0].transpose(1, 2, 0), photo[:4, :4])
+    assert np.array_equal(named["images"][0][missing == 0], photo[missing == 0])
+    # by the names in the recipe, by kind; a file without one is what is left, and with a mask it is the one to fill in
+    for asked in (["small=small.png", "holes=photo.png"], ["low-resolution=small.png", "photo.png"]):
+        assert np.array_equal(drawn("--picture", *asked)["images"], named["images"])
+    assert np.array_equal(drawn("--picture", "masked=photo.png", "small.png")["images"], named["images"])
+    alone = drawn("--picture", "photo.png")
+    assert "low_resolutions" not in alone
+    assert np.array_equal(alone["images"][0][missing == 0], photo[missing == 0])
+    both = drawn("--picture", "low_resolution=small.png", "photo.png", "other.png")
+    assert np.array_equal(both["images"][1][missing == 0], 255 - photo[missing == 0])
+    # again, from what a picture says of itself
+    assert cli.main([*words[:-1], "drawn", "--picture", "small=small.png", "photo.png", "--mask", "hole.png"]) == 0
+    (file,) = (tmp_path / "drawn").iterdir()
+    again = ["sample", str(run), "--like", str(file), "--quiet", "--out", "again.npz", "--mask", "hole.png"]
+    assert cli.main([*again, "--picture", "small=small.png", "photo.png"]) == 0
+    assert np.array_equal(np.load("again.npz")["images"], named["images"])
+    for asked, message in (
+        (
+            ["masked=photo.png", "small=small.png", "other.png"],
+            "other.png does not say what it is; possible: low_resol",
+        ),
+        (["smal=small.png"], "smal=small.png: neither a file nor of the form low_resolution=FILE or masked=FILE"),
+        (["small=small.png"], "none of the pictures is one to fill in"),
+        (["masked="], "cannot be read as a picture"),
+    ):
+        assert cli.main([*words, "--picture", *asked, "--mask", "hole.png"]) == 2
+        assert message in tiny.one_line(capsys.readouterr().err)
+    assert cli.main([*words, "--picture", "holes=photo.png"]) == 2
+    assert "--mask says what is (white)" in tiny.one_line(capsys.readouterr().err)
+
+
+def test_a_picture_drawn_again_is_not_asked_to_be_another(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["sample", str(run), "--n", "1", "--steps", "2", "--quiet", "--out", str(tmp_path / "x.png")]) == 0
+    words = ["sample", str(run), "--like", str(tmp_path / "x.png"), "--quiet", "--out", str(tmp_path / "y.png")]
+    for more, name in (
+        (["--caption", "a red circle"], "caption"),
+        (["--class", "3"], "class"),
+        (["--n", "2"], "n"),
+        (["--seed", "0"], "seed"),
+        (["--guidance", "2"], "guidance"),
+        (["--top-k", "2"], "top-k"),
+    ):
+        assert cli.main([*words, *more]) == 2
+        assert f"and --{name} would change that" in tiny.one_line(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
@@ -174,13 +239,13 @@ def test_what_is_missing_of_a_picture_is_cut_as_the_picture_is(run: Path, tmp_pa
     mask[:, SIDE : SIDE + 8] = 255  # the first eight columns of the middle
     Image.fromarray(photo).save(tmp_path / "photo.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    told = asking.others(model, pictures=[tmp_path / "photo.png"], mask=tmp_path / "mask.png")["masked"][0]
+    told = asking.others(model, pictures=[str(tmp_path / "photo.png")], mask=tmp_path / "mask.png")["masked"][0]
     missing = told[-1] > 0
     assert missing[:, :8].all()
     assert not missing[:, 8:].any()
     Image.fromarray(mask[:, : 2 * SIDE]).save(tmp_path / "other.png")
     with pytest.raises(RequestError, match=r"must have the size of the picture, but .*other\.png is 32 x 64 and .*96"):
-        asking.others(model, pictures=[tmp_path / "photo.png"], mask=tmp_path / "other.png")
+        asking.others(model, pictures=[str(tmp_path / "photo.png")], mask=tmp_path / "other.png")
 
 
 def test_maps_in_colours_are_asked_for_by_their_colours(run: Path, tmp_path: Path) -> None:

@@ -115,6 +115,29 @@ def test_slices_are_drawn_by_position(by_position: Path, tmp_path: Path) -> None
     assert tasks.request(model).rows == 8
 
 
+def test_slices_are_drawn_by_their_whole_numbers(by_position: Path, tmp_path: Path) -> None:
+    """The number of a slice is an integer of the data, told as any number is."""
+    tree = tiny.tree(by_position.parent / "brain", SHORT)
+    tree["data"] = {"kind": "oasis", "root": str(by_position.parent / "brain")}
+    tree["prior"]["conditions"] = {"number": {"kind": "scalar", "field": "slice", "width": 8}}
+    model = models.load(moyai.train(reading.parse(tree), out=tmp_path / "run", first_stage=by_position))
+    assert (model.fields, model.facts.ranges) == (("slice",), {"slice": (0.0, 7.0)})
+    assert model.examples["slice"].dtype == np.int64
+    request = tasks.request(model, n=1, steps=2)  # of the examples
+    assert request.asked["slice"] == tuple(float(number) for number in model.examples["slice"])
+    assert tasks.collect(model, request).shape == (len(model.examples["slice"]), tiny.SIDE, tiny.SIDE, 1)
+    assert tasks.row_names(model, tasks.request(model, others={"slice": [3]})) == ("slice 3",)
+    embedding: Any = model.conditioner.conditions["number"]
+    at = [embedding(torch.tensor([number]), torch.ones(1, dtype=torch.bool)).vector for number in (7, 7.0, 6)]
+    assert torch.equal(at[0], at[1])
+    assert not torch.equal(at[0], at[2])
+    tree["prior"]["conditions"] = {"place": {"kind": "position", "field": "slice"}}
+    with pytest.raises(
+        ConfigError, match=r"which lies in 0\.\.1, and 'slice' goes from 0 to 7; possible: .kind=\"scalar\""
+    ):
+        moyai.train(reading.parse(tree), out=tmp_path / "other", first_stage=by_position)
+
+
 @pytest.mark.parametrize("wrong", [[1.5], [-0.1], ["top"], [True]])
 def test_positions_that_are_none(by_position: Path, wrong: list[Any]) -> None:
     with pytest.raises(RequestError, match=r"position .* is out of range; possible: 0 to 1"):

@@ -14,8 +14,8 @@ from moyai.requests import Request, like, picture_recipe, request, row_names
 FIELDS = ("class", "position", "caption", "age", "mask")
 
 
-def model(*fields: str, examples: dict[str, Any] | None = None) -> LatentModel:
-    """What a request needs of a model."""
+def model(*fields: str, examples: dict[str, Any] | None = None, needed: tuple[str, ...] = ()) -> LatentModel:
+    """What a request needs of a model; needed: what training never left out."""
     made = SimpleNamespace(
         recipe=SimpleNamespace(sampling=SamplingConfig(), name="m", prior=None),
         prior=None,
@@ -24,6 +24,7 @@ def model(*fields: str, examples: dict[str, Any] | None = None) -> LatentModel:
         facts=SimpleNamespace(regions=("sky", "sea", "land"), classes=("cat", "dog")),
         codec=SimpleNamespace(image_shape=(1, 4, 6)),
         examples=examples or {},
+        conditioner=SimpleNamespace(needed=lambda: needed),
         digest="0",
     )
     return cast(LatentModel, made)
@@ -88,8 +89,24 @@ def test_where_nothing_is_asked_it_is_all_there_is_or_the_examples() -> None:
 def test_what_cannot_be_asked_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         request(model(*FIELDS), **given)
-    with pytest.raises(RequestError, match="this model needs a picture to begin with"):
-        request(model("low_resolution"))  # needs a picture, and there are no examples
+
+
+def test_what_training_never_left_out_is_not_left_out() -> None:
+    """Its null was never learned: what is drawn by it is nothing in particular."""
+    needs_a_picture = model("low_resolution", "caption", needed=("low_resolution",))
+    for given in ({}, {"captions": ["a"]}, {"rows": {"caption": ["a"]}}):
+        with pytest.raises(RequestError, match="needs a picture to begin with, and low_resolution was not given"):
+            request(needs_a_picture, **given)
+    small = [np.zeros((1, 2, 3), np.uint8)]
+    assert set(request(needs_a_picture, others={"low_resolution": small}).asked) == {"low_resolution"}
+    assert request(model("low_resolution", "caption"), captions=["a"]).asked == {"caption": ("a",)}
+    aged = model("class", "age", needed=("class", "age"))
+    with pytest.raises(RequestError, match=r"no age was given, and training never left it out \(dropout 0\)"):
+        request(aged, ["cat"])
+    with pytest.raises(RequestError, match="no class was given"):
+        request(aged, others={"age": [3]})
+    assert request(aged, ["cat"], others={"age": [3]}).rows == 1
+    assert request(model("class", "position", needed=("class", "position"))).rows == 16  # all there is
 
 
 def test_a_picture_says_what_it_was_asked_and_arrays_by_their_hash() -> None:

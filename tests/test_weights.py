@@ -278,6 +278,13 @@ def test_compare_takes_weights(run: Path, finished_run: Path, tmp_path: Path) ->
     assert [made["request"]["guidance"] for made in told["runs"]] == [{"label": 1.0, "age": 4.0}] * 2
     expected = "evaluation: the samples of one were drawn with guidance age=0.5 label=3 (here age=4 label=1)"
     assert [note for note in told["notes"] if "drawn with" in note] == [expected]
-    status, said = tiny.moyai(["compare", one, finished_run / "run", "--guidance", "label=3", *out], tmp_path / "said")
+    words = ["compare", one, finished_run / "run", "--guidance", "label=3", *out]
+    status, said = tiny.moyai(words, tmp_path / "said")
+    assert status == 2
+    assert "one draws nothing without its metres, which not all runs are told" in tiny.one_line(said)
+    recipe = read_json(one / "recipe.json")
+    recipe["prior"]["conditions"]["place"]["dropout"] = 0.1  # as if training had left it out at times
+    write_json_atomic(one / "recipe.json", recipe)
+    status, said = tiny.moyai(words, tmp_path / "said")
     assert status == 2
     assert "run: guidance of label: this model has no such condition; possible: class" in tiny.one_line(said)

@@ -96,11 +96,15 @@ def _add_sample(commands: Any) -> None:
     )
     p.add_argument("--map", type=Path, nargs="+", default=None, metavar="FILE", help="pictures of region numbers")
     p.add_argument(
-        "--picture", type=Path, nargs="+", default=None, metavar="FILE", help="small pictures to enlarge, or to fill in"
+        "--picture",
+        nargs="+",
+        default=None,
+        metavar="[CONDITION=]FILE",
+        help="small pictures to enlarge, or to fill in; of a model that does both, by name: low_resolution=small.png",
     )
     p.add_argument("--mask", type=Path, default=None, metavar="FILE", help="white where --picture is to be filled in")
-    p.add_argument("--n", type=int, default=8, help="pictures of each combination of what is asked")
-    p.add_argument("--seed", type=int, default=0, help="of the first picture; picture i has seed + i")
+    p.add_argument("--n", type=int, default=None, help="pictures of each combination of what is asked (default: 8)")
+    p.add_argument("--seed", type=int, default=None, help="of the first picture; picture i has seed + i (default: 0)")
     _walk_words(p)
     p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
     p.add_argument("--eta", type=float, default=None, help="fresh noise; of euler, 0 is DDIM and 1 is DDPM")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from moyai.conditioning.conditioner import class_numbers
+from moyai.conditioning.spatial import FROM_PICTURES
 from moyai.diffusion.grids import GRIDS
 from moyai.diffusion.sampling import SAMPLERS
 from moyai.errors import RequestError, choices
@@ -118,6 +119,7 @@ def request(
     if len({len(each) for each in rows.values()}) > 1:
         raise RequestError("the rows of a request need a value for each field they name")
     asked = {name: tuple(_checked(model, name, each)) for name, each in rows.items()}
+    _check_needed(model, asked)
     by_condition = values["guidance"] if isinstance(values["guidance"], Mapping) else None
     made = Request(asked=asked, **values | ({} if by_condition is None else {"guidance": usual}))
     _check(made)
@@ -140,14 +142,24 @@ def _simple(model: LatentModel) -> bool:
 
 def _completed(model: LatentModel, given: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """With all classes and some positions, where these are all that can be told or nothing is."""
-    if needed := [name for name in ("low_resolution", "masked") if name in model.fields and name not in given]:
-        raise RequestError(f"this model needs a picture to begin with, and {needed[0]} was not given")
     if _simple(model) or not given:
         if "class" in model.fields and "class" not in given:
             given = {"class": list(range(len(model.classes))), **given}
         if "position" in model.fields and "position" not in given:
             given = given | {"position": [(i + 0.5) / POSITIONS for i in range(POSITIONS)]}
     return given
+
+
+def _check_needed(model: LatentModel, asked: Rows) -> None:
+    """Refuse to draw without what training never left out: the null of it was never learned."""
+    needed = [name for name in model.conditioner.needed() if name not in asked]
+    if not needed:
+        return
+    if pictured := [name for name in needed if name in FROM_PICTURES]:
+        raise RequestError(f"this model needs a picture to begin with, and {pictured[0]} was not given")
+    raise RequestError(
+        f"no {needed[0]} was given, and training never left it out (dropout 0), so that nothing is drawn without"
+    )
 
 
 def _combined(given: dict[str, list[Any]]) -> Rows:
@@ -301,7 +313,7 @@ def picture_recipe(model: LatentModel, r: Request, index: int | None = None) -> 
 def like(model: LatentModel, recipe: Mapping[str, Any], given: Rows | None = None) -> tuple[Request, list[str]]:
     """The request that a picture's recipe records, and what differs from then, a sentence each.
 
-    given: arrays by field, a row each, for fields of which the recipe holds the hash only.
+    given: arrays by field, in any order, for fields of which the recipe holds the hash only.
     """
     names = ("n", "seed", *SETTINGS)
     if missing := [name for name in (*names, "asked") if name not in recipe]:
@@ -311,7 +323,7 @@ def like(model: LatentModel, recipe: Mapping[str, Any], given: Rows | None = Non
         raise RequestError(f"this picture's recipe asks for {asked!r}, which are no rows of fields")
     if not all(type(c) is int for c in asked.get("class", ())):
         raise RequestError(f"this picture's recipe names the classes {asked['class']!r}, which are no class numbers")
-    rows = {name: _again(name, values, (given or {}).get(name)) for name, values in asked.items()}
+    rows = {name: _again(model, name, values, (given or {}).get(name)) for name, values in asked.items()}
     made = request(model, rows=rows, **{name: recipe[name] for name in names})
     now = picture_recipe(model, made)
     changes = [
@@ -322,9 +334,13 @@ def like(model: LatentModel, recipe: Mapping[str, Any], given: Rows | None = Non
     return made, changes
 
 
-def _again(name: str, values: Sequence[Any], given: Sequence[Any] | None) -> Sequence[Any]:
+def _again(model: LatentModel, name: str, values: Sequence[Any], given: Sequence[Any] | None) -> Sequence[Any]:
+    """The values of a field's rows; of arrays those among the given ones that have the hashes of the recipe."""
     if name not in PICTURED:
         return values
-    if given is None or [_plain(np.asarray(one)) for one in given] != list(values):
-        raise RequestError(f"this picture was drawn for {len(values)} {name} of its own; give the same again")
-    return given
+    arrays = [_array_checked(model, name, np.asarray(one)) for one in given or ()]
+    known = [_plain(array) for array in arrays]
+    if missing := [value for value in values if value not in known]:
+        several = len({str(value) for value in missing})
+        raise RequestError(f"this picture was drawn for {several} {name} of its own; give the same again")
+    return [arrays[known.index(value)] for value in values]

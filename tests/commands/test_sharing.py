@@ -13,7 +13,7 @@ from moyai import tasks
 from moyai.checkpoints import models
 from moyai.commands import sharing
 from moyai.conditioning.conditioner import Conditioner
-from moyai.conditioning.config import ClassCondition, MapCondition, PositionCondition
+from moyai.conditioning.config import ClassCondition, MapCondition, PositionCondition, ScalarCondition
 from moyai.conditioning.embeddings import ClassEmbedding, NumberEmbedding
 from moyai.conditioning.spatial import RegionMap
 from moyai.errors import RequestError
@@ -33,6 +33,8 @@ def told(model: LatentModel, *fields: str, classes: tuple[str, ...] = (), **chan
             made[name] = ClassEmbedding(ClassCondition(), len(classes))
         elif name == "position":
             made[name] = NumberEmbedding(PositionCondition())
+        elif name == "age":
+            made[name] = NumberEmbedding(ScalarCondition(field="age"), 20, 80)
         else:
             made[name] = RegionMap(MapCondition(), 2, (4, 4))
     facts = model.facts.model_copy(update={"classes": classes, **changes.pop("facts", {})})
@@ -66,6 +68,23 @@ def test_positions_are_eight_or_the_middle_of_each_class(trained: LatentModel) -
     with pytest.raises(RequestError, match="--class was given, which not all runs are told; all are told: position"):
         rows(place, both, **{"class": ["a"]})
     assert rows(place, told(trained)) == {}
+
+
+def test_what_a_run_was_never_trained_without_is_not_left_untold(trained: LatentModel) -> None:
+    def of(dropout: float, *fields: str) -> LatentModel:
+        made = told(trained, *fields, classes=("a", "b"))
+        for condition in made.conditioner.conditions.values():
+            condition.dropout = dropout  # type: ignore[assignment]
+        return made
+
+    sometimes, always = of(0.1, "class", "age", "position"), of(0.0, "class", "age")
+    assert rows(sometimes, told(trained, "class", classes=("a", "b"))) == {"class": ["a", "b"]}
+    with pytest.raises(RequestError, match="run 1 draws nothing without its age, which not all runs are told"):
+        rows(told(trained, "class", classes=("a", "b")), always)
+    with pytest.raises(RequestError, match="run 1 draws nothing without its age; possible: without --class"):
+        rows(sometimes, always, **{"class": ["a"]})
+    with pytest.raises(RequestError, match="run 0 draws nothing without its position; possible: --position, or with"):
+        rows(of(0.0, "position", "age"), of(0.1, "position", "age"), age=[1.0])
 
 
 def test_the_combinations_are_those_of_a_request(trained: LatentModel) -> None:

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from moyai.conditioning.conditioner import Conditioner, class_numbers
-from moyai.conditioning.config import ClassCondition
-from moyai.conditioning.embeddings import ClassEmbedding
+from moyai.conditioning.config import (
+    ClassCondition,
+    LowResolutionCondition,
+    MapCondition,
+    MaskedCondition,
+    ScalarCondition,
+)
+from moyai.conditioning.embeddings import ClassEmbedding, NumberEmbedding
+from moyai.conditioning.spatial import LowResolution, Masked, RegionMap
 from moyai.errors import RequestError
 from moyai.randomness import Draw
 
@@ -121,3 +128,38 @@ def test_unknown_classes_are_refused_with_what_is_possible(word: str | int) -> N
         class_numbers([word], NAMES)
     with pytest.raises(RequestError, match="this model knows no classes"):
         class_numbers([word], ())
+
+
+def test_what_training_never_left_out_is_needed() -> None:
+    def of(dropout: float) -> ClassEmbedding:
+        return ClassEmbedding(ClassCondition(field=f"at {dropout}", dropout=dropout), 2)
+
+    parts = {"sometimes": of(0.1), "always": of(0.0)}
+    assert Conditioner(parts).needed() == ("at 0.0",)
+    assert Conditioner(parts, together=0.1).needed() == ()
+    assert Conditioner({}).needed() == ()
+
+
+def test_no_condition_asks_a_device_for_values() -> None:
+    """Tensors of the device "meta" have no values, so that whatever reads one fails, where it would wait on a GPU."""
+    made = Conditioner(
+        {
+            "class": ClassEmbedding(ClassCondition(width=16), 3),
+            "age": NumberEmbedding(ScalarCondition(field="age", width=16, route="both"), 20, 80),
+            "map": RegionMap(MapCondition(), 3, (4, 4)),
+            "small": LowResolution(LowResolutionCondition(), (3, 16, 16), (4, 4)),
+            "holes": Masked(MaskedCondition(), (3, 16, 16), 4),
+        }
+    )
+    fields = {
+        "class": torch.zeros(5, dtype=torch.int64),
+        "age": torch.zeros(5),
+        "mask": torch.zeros(5, 16, 16, dtype=torch.uint8),
+        "low_resolution": torch.zeros(5, 3, 4, 4),
+        "masked": torch.zeros(5, 4, 16, 16),
+    }
+    shapes = {name: route.shape for name, route in made(fields, 5).routes().items()}
+    assert shapes == {"vector": (5, 32), "context": (5, 2, 16), "concat": (5, 4 + 4 + 64, 4, 4)}
+    there = {field: values.to("meta") for field, values in fields.items()}
+    keep = {name: torch.ones(5, dtype=torch.bool, device="meta") for name in made.conditions}
+    assert {name: route.shape for name, route in made.to("meta")(there, 5, keep).routes().items()} == shapes

@@ -283,6 +283,35 @@ def test_captions_of_a_data_set_are_kept_on_disk(folders: dict[str, Path], tmp_p
     )
 
 
+@pytest.mark.parametrize("name", ["clip", "t5"])
+def test_on_a_device_the_host_is_not_asked(name: str, folders: dict[str, Path]) -> None:
+    """Tensors of the device "meta" have no values, so that whatever reads one fails, where it would wait on a GPU."""
+    made = condition(folders[name], length=12)
+    rows = told(made)
+    here = made(rows, kept(rows))
+    there = Conditioner({"text": made}).to("meta")({"caption": rows.to("meta")}, 5, {"text": kept(rows).to("meta")})
+    assert there.context.shape == here.context.shape
+    assert there.context.dtype == here.context.dtype
+    assert (there.mask is None) == (here.mask is None) == (name == "clip")
+
+
+def test_a_table_on_a_device_is_the_table(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = condition(folders["t5"], length=10)
+    table, device = made._table, torch.device("cpu")
+    monkeypatch.setattr(texttable, "AT_ONCE", 3)
+    for texts in (MANY[:7], MANY[5:9]):  # and again, where there are more
+        rows = told(made, texts)
+        wanted = made(rows, kept(rows))
+        embeddings, counts = table.placed(device)
+        assert torch.equal(embeddings[rows].float(), wanted.context)
+        assert torch.equal(torch.arange(10) < counts[rows][:, None], wanted.mask)
+        assert table.placed(device)[0] is embeddings  # copied once
+    size = 2 * len(counts) * 10 * 16
+    for room, there in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(texttable, "PLACED", room)
+        assert (table.placed(device) is not None) == there
+
+
 def test_another_encoder_setting_or_caption_is_another_file(folder: Path, tmp_path: Path, forwards: list[str]) -> None:
     cache = tmp_path / "cache"
 

@@ -256,6 +256,9 @@ def test_in_a_conditioner(learned: str) -> None:
     gone = int((cond.mask == null.mask).all(1).sum())
     assert abs(gone - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5
     assert type(cond).cat([cond, null]).context.shape == (4000, 16, 12)
+    # a device is not asked for values: those of "meta" have none
+    keep, there = torch.ones(2000, dtype=torch.bool, device="meta"), fields["caption"].to("meta")
+    assert made.to("meta")({"caption": there}, 2000, {"text": keep}).context.shape == (2000, 16, 12)
 
 
 def test_a_tiny_task_is_learned(learned: str) -> None:

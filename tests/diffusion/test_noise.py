@@ -196,3 +196,20 @@ def test_t_stays_off_its_ends() -> None:
         t = s / (1 + s)
         assert float(t[0]) >= 1e-4 - 1e-12
         assert float(t[1]) <= 1 - 1e-4 + 1e-12
+
+
+def test_a_table_is_copied_to_a_device_once():
+    table, there = Table.cosine(), torch.device("meta")
+    assert table.sigmas_on(torch.device("cpu")) is table.sigmas
+    placed = table.sigmas_on(there)
+    assert (placed.device.type, placed.shape, placed.dtype) == ("meta", table.sigmas.shape, torch.float64)
+    index = torch.zeros(3, dtype=torch.int64, device=there)
+    for asked in (
+        table.time(torch.ones(3, device=there)),
+        table.sigma(torch.ones(3, device=there)),
+        table.before(index),
+    ):
+        assert (asked.device.type, asked.dtype) == ("meta", torch.float64)
+    assert table.sigmas_on(there) is placed
+    steps = torch.arange(len(table))
+    assert torch.equal(table.before(steps), torch.cat((torch.zeros(1).double(), table.sigmas[:-1])))

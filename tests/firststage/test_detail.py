@@ -23,8 +23,19 @@ def test_detail_is_what_a_blur_takes() -> None:
 def test_it_is_its_formula_in_one_window() -> None:
     x, y = noise(2, 1, WINDOW, WINDOW), noise(2, 1, WINDOW, WINDOW, seed=1)
     a, b = detail(x).double().numpy(), detail(y).double().numpy()
-    wanted = 1 - (2 * (a * b).mean((1, 2, 3)) + C) / ((a**2 + b**2).mean((1, 2, 3)) + C)
+    p, q, both = ((v).mean((1, 2, 3)) for v in (a**2, b**2, a * b))
+    wanted = p * (1 - 2 * both / (p + q)) / (p + C)
     torch.testing.assert_close(detail_distance(x, y), torch.from_numpy(wanted).float())
+
+
+def test_windows_count_by_the_detail_they_have() -> None:
+    """Half of the picture is grain that the reconstruction lacks: a hundredth of the rest's strength, of no account."""
+    strength = torch.ones(1, 1, 64, 64)
+    strength[..., 32:] = 0.01
+    x = noise(1, 1, 64, 64)
+    lacking = torch.where(strength == 1, x, 0)
+    assert detail_distance(x * strength, lacking)[0] < 0.01
+    assert detail_distance(x, lacking)[0] > 0.4
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 28, 28), (2, 3, 9, 17), (1, 2, 3, 4), (1, 1, 1, 1)])

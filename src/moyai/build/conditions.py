@@ -60,6 +60,12 @@ def _condition(name: str, config: ConditionConfig, facts: DataFacts, factor: int
         case ClassCondition():
             return ClassEmbedding(config, len(facts.classes))
         case PositionCondition():
+            low, high = facts.ranges.get(config.field, (0.0, 1.0))
+            if not 0 <= low <= high <= 1:
+                raise ConfigError(
+                    f"{name} is a position, which lies in 0..1, and {config.field!r} goes from {low:g} to {high:g}; "
+                    f'possible: {{kind="scalar", field="{config.field}"}}'
+                )
             return NumberEmbedding(config)
         case ScalarCondition():
             if config.field not in facts.ranges:

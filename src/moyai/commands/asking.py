@@ -1,8 +1,13 @@
 """What is asked on the command line beyond classes, positions and captions: numbers by name, pictures from files, and
-how strongly each condition guides."""
+how strongly each condition guides.
+
+A model may be told two pictures of one: small, to be enlarged, and with a part missing, to be filled in. A name says
+which a file is, `low_resolution=small.png masked=photo.png`; without one it follows from what the model is told and
+from whether there is a mask.
+"""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,11 +15,12 @@ import numpy as np
 import torch
 
 from moyai.conditioning.conditioner import OTHERS
-from moyai.conditioning.spatial import in_range, masked
+from moyai.conditioning.spatial import FROM_PICTURES, in_range, masked
 from moyai.data.decode import Target, UnreadablePicture, decode, inspect
 from moyai.data.masks import values_of
 from moyai.errors import RequestError
 from moyai.model import LatentModel
+from moyai.requests import Request
 
 Made = TypeVar("Made")
 COLOUR = re.compile("#[0-9a-f]{6}")  # the name of a region of colour masks
@@ -25,10 +31,14 @@ def others(
     *,
     numbers: Sequence[str] | None = None,
     maps: Sequence[Path] | None = None,
-    pictures: Sequence[Path] | None = None,
+    pictures: Sequence[str] | None = None,
     mask: Path | None = None,
 ) -> dict[str, list[Any]]:
-    """Values by field, as `tasks.request` takes them. RequestError names the word or file that cannot be used."""
+    """Values by field, as `tasks.request` takes them. RequestError names the word or file that cannot be used.
+
+    numbers: "age=70" or "age=60,70". pictures: files, "photo.png", or with the name of what they are told as,
+    "masked=photo.png". mask: white where the latter are to be filled in.
+    """
     found: dict[str, list[Any]] = {}
     for word in numbers or ():
         name, equals, value = word.partition("=")
@@ -48,6 +58,14 @@ def others(
     if pictures:
         found |= _given(model, pictures, mask)
     return found
+
+
+def doubts(model: LatentModel, request: Request) -> Iterator[str]:
+    """What of a request lies where training never was, a sentence each: numbers outside the range of their field."""
+    for name, (low, high) in model.facts.ranges.items():
+        values = request.asked.get(name, ())
+        if beyond := [value for value in values if not low <= np.float32(value) <= high]:  # as fields hold them
+            yield f"{name} {beyond[0]:g} is outside of what was trained on, {low:g} to {high:g}"
 
 
 def guidance(words: Sequence[str] | None) -> float | dict[str, float] | None:
@@ -73,27 +91,66 @@ def guidance(words: Sequence[str] | None) -> float | dict[str, float] | None:
     return found.get(OTHERS) if found.keys() <= {OTHERS} else found
 
 
-def _given(model: LatentModel, paths: Sequence[Path], mask: Path | None) -> dict[str, list[Any]]:
-    channels, height, width = model.codec.image_shape
-    resize = model.recipe.data.resize
-    if "masked" in model.fields and mask is not None:
-        for path in paths:
-            if _size(path) != _size(mask):
-                sizes = " and ".join(f"{one} is {_size(one)[0]} x {_size(one)[1]}" for one in (mask, path))
-                raise RequestError(f"the mask must have the size of the picture, but {sizes} (height x width)")
-        missing = torch.from_numpy(_picture(mask, Target(height, width, 1, 8, resize)) > 127).float()[None]
-        images = [_picture(path, Target(height, width, channels, model.facts.bits, resize)) for path in paths]
-        return {"masked": [masked(in_range(torch.from_numpy(one))[None], missing)[0].numpy() for one in images]}
-    if "low_resolution" in model.fields and mask is None:
-        small = tuple(model.conditioner.blanks()["low_resolution"].shape[1:])
-        target = Target(int(small[1]), int(small[2]), channels, model.facts.bits, resize)
-        return {"low_resolution": [_picture(path, target) for path in paths]}
-    if "masked" in model.fields:
+def _given(model: LatentModel, words: Sequence[str], mask: Path | None) -> dict[str, list[Any]]:
+    """The pictures of --picture by field."""
+    paths = _by_field(model, words, mask)
+    if mask is not None and "masked" not in paths:
+        raise RequestError(f"--mask {mask}: none of the pictures is one to fill in; possible: without --mask")
+    if mask is None and "masked" in paths:
         raise RequestError(
             "this model fills in what is missing of a picture: --mask says what is (white) and what is not"
         )
-    knows = ", ".join(model.fields) or "nothing"
-    raise RequestError(f"--picture {paths[0]}: this model is not told pictures, but {knows}")
+    found: dict[str, list[Any]] = {}
+    if "low_resolution" in paths:
+        channels, height, width = (int(side) for side in model.conditioner.blanks()["low_resolution"].shape[1:])
+        target = Target(height, width, channels, model.facts.bits, model.recipe.data.resize)
+        found["low_resolution"] = [_picture(path, target) for path in paths["low_resolution"]]
+    if mask is not None:
+        found["masked"] = _with_holes(model, paths["masked"], mask)
+    return found
+
+
+def _by_field(model: LatentModel, words: Sequence[str], mask: Path | None) -> Mapping[str, list[Path]]:
+    """The files of --picture by the field that each is for: as it is named, by a name that a condition goes by."""
+    conditions = {name: str(c.field) for name, c in model.conditioner.conditions.items() if c.field in FROM_PICTURES}
+    fields = [field for field in FROM_PICTURES if field in model.fields]
+    names = conditions | {field.replace("_", "-"): field for field in fields} | {field: field for field in fields}
+    if not fields:
+        knows = ", ".join(model.fields) or "nothing"
+        raise RequestError(f"--picture {words[0]}: this model is not told pictures, but {knows}")
+    found: dict[str, list[Path]] = {}
+    plain: list[Path] = []
+    for word in words:
+        name, equals, path = word.partition("=")
+        if equals and name in names:
+            found.setdefault(names[name], []).append(Path(path))
+        elif equals and not Path(word).exists():
+            raise RequestError(f"--picture {word}: neither a file nor of the form {_forms(fields)}")
+        else:
+            plain.append(Path(word))
+    if plain:
+        left = fields if len(fields) == 1 else [field for field in fields if field not in found]
+        if not left:
+            raise RequestError(f"--picture {plain[0]} does not say what it is; possible: {_forms(fields)}")
+        found.setdefault("masked" if mask is not None and "masked" in left else left[0], []).extend(plain)
+    return found
+
+
+def _forms(fields: Sequence[str]) -> str:
+    return " or ".join(f"{field}=FILE" for field in fields)
+
+
+def _with_holes(model: LatentModel, paths: Sequence[Path], mask: Path) -> list[np.ndarray]:
+    """Pictures with what the mask says of them missing, (C + 1, H, W) each."""
+    channels, height, width = model.codec.image_shape
+    resize = model.recipe.data.resize
+    for path in paths:
+        if _size(path) != _size(mask):
+            sizes = " and ".join(f"{one} is {_size(one)[0]} x {_size(one)[1]}" for one in (mask, path))
+            raise RequestError(f"the mask must have the size of the picture, but {sizes} (height x width)")
+    missing = torch.from_numpy(_picture(mask, Target(height, width, 1, 8, resize)) > 127).float()[None]
+    images = [_picture(path, Target(height, width, channels, model.facts.bits, resize)) for path in paths]
+    return [masked(in_range(torch.from_numpy(one))[None], missing)[0].numpy() for one in images]
 
 
 def _picture(path: Path, target: Target) -> np.ndarray:

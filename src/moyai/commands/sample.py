@@ -12,6 +12,7 @@ from moyai import pictures, tasks
 from moyai.checkpoints.models import load
 from moyai.commands import asking, outputs
 from moyai.console import Reporter
+from moyai.errors import RequestError
 from moyai.model import LatentModel
 
 
@@ -21,13 +22,13 @@ class Options:
 
     out: Path = Path("samples.png")
     gif: Path | None = None
-    like: Path | None = None  # a picture whose recipe is drawn again; then only maps, pictures and mask count beside it
+    like: Path | None = None  # a picture whose recipe is drawn again; beside it only maps, pictures and mask are told
     classes: Sequence[str] | None = None
     position: Sequence[float] | None = None
     caption: Sequence[str] | None = None
     number: Sequence[str] | None = None
     map: Sequence[Path] | None = None
-    picture: Sequence[Path] | None = None
+    picture: Sequence[str] | None = None
     mask: Path | None = None
     device: torch.device | str = "cpu"
 
@@ -35,11 +36,24 @@ class Options:
 def sample(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
     """Draw of the run at `path`, write, and yield a line for each thing written. settings: as `tasks.request` takes."""
     outputs.check(options.out, options.gif)
+    _check_like(options, settings)
     model = load(path, device=options.device, warn=reporter.warn)
     request = _request(model, reporter, options, settings)
+    for doubt in asking.doubts(model, request) if options.number else ():
+        reporter.warn(doubt)
     tasks.encode(model, request, functools.partial(reporter.progress, "encoding captions"))
     images = tasks.collect(model, request, functools.partial(reporter.progress, "sampling"))
     yield from outputs.write(model, request, images, options.out, options.gif)
+
+
+def _check_like(o: Options, settings: Mapping[str, Any]) -> None:
+    """Refuse words that the recipe of a picture would have to be changed for."""
+    said = {"class": o.classes, "position": o.position, "caption": o.caption, "number": o.number, **settings}
+    if o.like is not None and (words := [name for name, value in said.items() if value is not None]):
+        raise RequestError(
+            f"--like draws {o.like} again as it says of itself, and --{words[0].replace('_', '-')} would change that; "
+            "possible: one of the two"
+        )
 
 
 def _request(model: LatentModel, reporter: Reporter, o: Options, settings: Mapping[str, Any]) -> tasks.Request:

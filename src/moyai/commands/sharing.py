@@ -14,7 +14,6 @@ from moyai.model import LatentModel
 from moyai.requests import POSITIONS
 
 CLASSES = 10  # of those the models share, at most, where none is asked for
-GIVEN = ("low_resolution", "masked")  # a model that is told one of these draws nothing without it
 Models = Mapping[str, LatentModel]  # by label
 
 
@@ -23,13 +22,13 @@ def rows(models: Models, given: Mapping[str, Sequence[Any]]) -> dict[str, list[A
 
     given: "class", "position" and "caption" as the user says them, each combined with each. Where nothing is given:
     shared classes and positions if that is all the models share, otherwise the examples a run kept.
-    RequestError for what is not shared by all, and where a model needs a picture that others are not told.
+    RequestError for what is not shared by all, and where a model needs what others are not told.
     """
     fields = shared_fields(models)
     first = next(iter(models.values()))
     for name, model in models.items():
-        if needed := [field for field in GIVEN if field in model.fields and field not in fields]:
-            raise RequestError(f"{name} needs a picture to begin with ({needed[0]}), which not all runs are told")
+        if needed := [field for field in model.conditioner.needed() if field not in fields]:
+            raise RequestError(f"{name} draws nothing without its {needed[0]}, which not all runs are told")
     if unknown := [field for field in given if field not in fields]:
         raise RequestError(
             f"--{unknown[0]} was given, which not all runs are told; all are told: {', '.join(fields) or 'nothing'}"
@@ -37,10 +36,6 @@ def rows(models: Models, given: Mapping[str, Sequence[Any]]) -> dict[str, list[A
     simple = set(fields) <= {"class", "position"}
     if not given and not simple:
         return _examples(models, fields)
-    if needed := [field for field in GIVEN if field in fields]:
-        raise RequestError(
-            f"the runs need a picture to begin with ({needed[0]}); possible: without --{next(iter(given))}"
-        )
     wanted = {name: list(values) for name, values in given.items()}
     if "class" in wanted:
         wanted["class"] = _named(models, wanted["class"])
@@ -49,6 +44,12 @@ def rows(models: Models, given: Mapping[str, Sequence[Any]]) -> dict[str, list[A
     if "position" in fields and "position" not in wanted and simple:
         places = [0.5] if "class" in wanted else [(i + 0.5) / POSITIONS for i in range(POSITIONS)]
         wanted["position"] = places
+    for name, model in models.items():
+        if lost := [field for field in model.conditioner.needed() if field not in wanted]:
+            words = f"--{lost[0]}, or " if lost[0] in ("class", "position", "caption") else ""
+            raise RequestError(
+                f"{name} draws nothing without its {lost[0]}; possible: {words}without --{next(iter(given))}"
+            )
     return _combined({name: wanted[name] for name in first.fields if name in wanted})
 
 

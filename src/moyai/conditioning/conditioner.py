@@ -156,6 +156,10 @@ class Conditioner(nn.Module):
         """The fields of the data that are told to the prior."""
         return tuple(condition.field for condition in self._all().values())
 
+    def needed(self) -> tuple[str, ...]:
+        """The fields that training never left out: nothing was learned of a picture of which they are not told."""
+        return tuple(condition.field for condition in self._all().values() if not self._left_out(condition))
+
     def weights(self, given: Mapping[str, float], usual: float) -> dict[str, float]:
         """The guidance weight of each condition that can be left out, in order, as `guided_by` takes them.
 

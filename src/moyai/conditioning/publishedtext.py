@@ -6,6 +6,7 @@ too, as Stable Diffusion does. T5 (Raffel et al. 2020): padding is masked. The c
 
 The encoder's weights are no parameters here and in no state dict: a run refers to them by folder and `digest`. Every
 different caption is encoded once, rounded to float16, and kept in a table (`texttable`); a batch holds row numbers.
+On an accelerator they are looked up there, without asking the host, unless the table is larger than 2 GiB.
 The null is the encoded empty caption, so a negative prompt can take its place.
 """
 
@@ -81,12 +82,19 @@ class PublishedText(nn.Module):
     def forward(self, rows: Tensor, keep: Tensor) -> Cond:
         """rows: (B,) int64 as prepared; keep: (B,) bool, the empty caption stands where it is False."""
         null = int(self._table.rows_of([""])[0])
-        found = self._table.get(torch.where(keep, rows, torch.full_like(rows, null)).cpu().numpy())
-        context = torch.from_numpy(found.embeddings).to(rows.device, torch.float32)  # (B, L, width)
+        context, counts = self._found(torch.where(keep, rows, torch.full_like(rows, null)))
         if not self._encoder.masked:
             return Cond(context=context)
-        counts = torch.from_numpy(found.counts).to(rows.device)  # (B,)
         return Cond(context=context, mask=torch.arange(context.shape[1], device=rows.device) < counts[:, None])
+
+    def _found(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings (B, L, width) float32 of rows (B,) and how many entries of each count, (B,)."""
+        placed = None if rows.device.type == "cpu" else self._table.placed(rows.device)
+        if placed is not None:
+            return placed[0][rows].float(), placed[1][rows]
+        found = self._table.get(rows.cpu().numpy())
+        context = torch.from_numpy(found.embeddings).to(rows.device, torch.float32)
+        return context, torch.from_numpy(found.counts).to(rows.device)
 
     def _rows(self, values: np.ndarray, progress: Progress | None) -> np.ndarray:
         self._encoder.device = self._buffers["_device"].device  # type: ignore[union-attr]

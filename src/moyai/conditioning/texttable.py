@@ -3,6 +3,9 @@
 Many at once, as of a data set, go to a file, `texts/<hash>.npy` in the cache, named by the hash of the captions and of
 all else that they follow from; it is read as a memory map, so that a set may be larger than memory. Few, as of a
 request, stay in memory. `<hash>.json` is written last: without it the .npy is not used.
+
+On an accelerator a table that is not too large lies there whole: a training step that had to ask the host for its
+captions would wait for all that is queued before it.
 """
 
 import hashlib
@@ -14,11 +17,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from moyai.files import Bytes, save_error, sweep_temporaries, write_json_atomic, write_pieces_atomic
 
 Progress = Callable[[int, int], None]  # (captions encoded, captions to encode)
 FEW = 64  # captions that are quicker encoded than kept
+PLACED = 2**31  # bytes of a table that is copied to an accelerator
+AT_ONCE = 1024  # rows of them
 STALE = 24 * 3600.0  # seconds after which a temporary file is a leftover of a killed process
 
 
@@ -56,6 +63,7 @@ class TextTable:
         self._rows: dict[str, int] = {}
         self._parts: list[Encoded] = []
         self._ends: list[int] = []  # of each part, in rows
+        self._placed: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo: object) -> "TextTable":
         return self
@@ -77,6 +85,27 @@ class TextTable:
             at = rows[here] - (self._ends[number] - len(part.counts))
             embeddings[here], counts[here] = part.embeddings[at], part.counts[at]
         return Encoded(embeddings, counts)
+
+    def placed(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """All rows as tensors there, (N, L, width) float16 and (N,) int64; None where they take too much room.
+
+        They are copied when they are first asked for, and again when there are more of them.
+        """
+        rows = self._ends[-1] if self._ends else 0
+        size = 2 * rows * int(np.prod(self.encoder.shape))
+        if size > PLACED:
+            self._placed.clear()
+            return None
+        if device not in self._placed or len(self._placed[device][1]) < rows:
+            self._placed.pop(device, None)  # before there are two
+            embeddings = torch.empty(rows, *self.encoder.shape, dtype=torch.float16, device=device)
+            counts = torch.empty(rows, dtype=torch.int64, device=device)
+            for start in range(0, rows, AT_ONCE):
+                found = self.get(np.arange(start, min(start + AT_ONCE, rows)))
+                embeddings[start : start + AT_ONCE] = torch.from_numpy(found.embeddings).to(device)
+                counts[start : start + AT_ONCE] = torch.from_numpy(found.counts).to(device)
+            self._placed[device] = embeddings, counts
+        return self._placed[device]
 
     def _add(self, new: list[str], progress: Progress | None) -> None:
         if self.cache is None or len(new) <= FEW:

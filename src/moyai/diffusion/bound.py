@@ -111,7 +111,7 @@ def step_term(
     variance: Variance,
 ) -> Tensor:
     """L_t at the indices (B,) of the table, L_0 where it is 0, with one noise each: (B,). x0, noise: (B, ...)."""
-    sigma = denoiser.table.sigmas.to(index.device)[index]
+    sigma = denoiser.table.sigmas_on(index.device)[index]
     x = x0 + column(sigma, x0) * noise
     predicted, share = denoiser.outputs(x, sigma.to(x0.dtype), cond)
     above = _above(denoiser.table, index, x0, share, variance)
@@ -159,7 +159,7 @@ def gaussian(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 def _above(table: Table, index: Tensor, x0: Tensor, share: Tensor | None, variance: Variance) -> Tensor:
     """ln(V / v) of the steps from these indices, in a shape that goes with x0."""
-    small, large = table.log_variances(table.sigmas.to(index.device)[index], table.before(index))
+    small, large = table.log_variances(table.sigmas_on(index.device)[index], table.before(index))
     if variance == "learned":
         if share is None:
             raise ConfigError("this denoiser has learned no variance; possible: small or large")
@@ -172,7 +172,7 @@ def _term(
     denoiser: Denoiser, predicted: Tensor, above: Tensor, x0: Tensor, index: Tensor, noise: Tensor, decoder: Decoder
 ) -> Tensor:
     """Equation (3), and (4) or (5) at index 0, of what a network said of x0 + sigma noise: (B,)."""
-    s, t = denoiser.table.sigmas.to(index.device)[index], denoiser.table.before(index)
+    s, t = denoiser.table.sigmas_on(index.device)[index], denoiser.table.before(index)
     small = denoiser.table.log_variances(s, t)[0]
     out = denoiser.parameterization(s).out
     error = column(out, x0) * (predicted - denoiser.parameterization.target(x0, noise, s))  # D - x0

@@ -32,7 +32,7 @@ its training draws sigma from. The grid that sampling walks is in `grids.py`, th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
@@ -64,6 +64,7 @@ class Table:
 
     abar: Tensor  # (T,) float64, falling
     zero_terminal_snr: bool = False
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def from_betas(betas: Tensor) -> "Table":
@@ -108,6 +109,14 @@ class Table:
         """(T,) float64, rising: equation (3)."""
         return ((1 - self.abar) / self.abar).sqrt()
 
+    def sigmas_on(self, device: torch.device) -> Tensor:
+        """The same on a device, copied there once: a copy in each step would wait for all that is queued there."""
+        if device == self.sigmas.device:
+            return self.sigmas
+        if device not in self._placed:
+            self._placed[device] = self.sigmas.to(device)
+        return self._placed[device]
+
     @property
     def sigma_min(self) -> float:
         return float(self.sigmas[0])
@@ -118,7 +127,7 @@ class Table:
 
     def time(self, sigma: Tensor, *, rounded: bool = False) -> Tensor:
         """The index of sigma, fractional between the table's own; `rounded` to the nearest one, for parity."""
-        s, table = sigma.double(), self.sigmas.to(sigma.device)
+        s, table = sigma.double(), self.sigmas_on(sigma.device)
         if len(self) == 1:
             return torch.zeros_like(s)
         upper = torch.searchsorted(table, s.contiguous()).clamp(1, len(self) - 1)
@@ -130,7 +139,7 @@ class Table:
 
     def sigma(self, time: Tensor) -> Tensor:
         """The inverse of `time`, exact at integers, clamped at both ends; float64."""
-        t, table = time.double().clamp(0, len(self) - 1), self.sigmas.to(time.device)
+        t, table = time.double().clamp(0, len(self) - 1), self.sigmas_on(time.device)
         lower = t.floor().long()
         low, high = table[lower], table[(lower + 1).clamp(max=len(self) - 1)]
         return low * (high / low) ** (t - lower)
@@ -145,8 +154,7 @@ class Table:
 
     def before(self, index: Tensor) -> Tensor:
         """The sigma a step from each index leads to: that of the index before, 0 from the first. float64."""
-        table = torch.cat([self.sigmas.new_zeros(1), self.sigmas]).to(index.device)
-        return table[index]
+        return torch.where(index > 0, self.sigmas_on(index.device)[(index - 1).clamp(min=0)], 0.0)
 
     def log_variances(self, sigma: Tensor, sigma_next: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithms of small and large, (5) and (6), of steps from sigma to sigma_next (B,); float64.
@@ -210,7 +218,7 @@ class TableDensity:
 
     def __call__(self, u: Tensor) -> Tensor:
         index = (u.double() * len(self.table)).long().clamp(max=len(self.table) - 1)
-        return self.table.sigmas.to(u.device)[index].to(u.dtype)
+        return self.table.sigmas_on(u.device)[index].to(u.dtype)
 
 
 @dataclass(frozen=True)
