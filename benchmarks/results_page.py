@@ -41,6 +41,7 @@ METRICS = {
     "psnr": ("PSNR", 1),
     "ssim": ("SSIM", 3),
     "ms-ssim": ("MS-SSIM", 3),
+    "perceptual distance": ("perceptual distance, 0 to 2", 3),
     COPIES: ("nearer to a training picture than 99 % of held-out ones", 3),
     f"{COPIES} in pixels": ("the same in pixels", 3),
 }
@@ -276,8 +277,16 @@ def factors(measured: Measured) -> str:
         head = [f"{factor(point)}" + (" (pixels)" if factor(point) == 1 else ""), f"{point['minutes']:.1f}"]
         first_stage = "" if factor(point) == 1 else _of([point], AGAIN, "fid", plain=True)
         values = [first_stage, _of([point], DRAWN, "fid")]
-        lines.append([*head, _steps([point]), *values, _of([point], DRAWN, "class confidence")])
-    head = ["factor", "minutes", "steps (first stage + prior)", "FID, first stage", "FID, samples", "class confidence"]
+        lines.append([*head, _steps([point]), _batch(point), *values, _of([point], DRAWN, "class confidence")])
+    head = [
+        "factor",
+        "minutes",
+        "steps (first stage + prior)",
+        "prior's batch",
+        "FID, first stage",
+        "FID, samples",
+        "class confidence",
+    ]
     picture = "![FID and class confidence against minutes, a curve for each factor](pictures/factors.svg)"
     return f"{picture}\n\n{caption}\n\n{_table(head, lines)}"
 
@@ -288,6 +297,12 @@ def factor(point: Json) -> int:
         if text.startswith("first_stage.net.factor="):
             return int(text.partition("=")[2])
     return 1
+
+
+def _batch(point: Json) -> str:
+    """The pictures in a step of a point's prior, where its overrides say so."""
+    name = "prior.train.batch="
+    return next((text.removeprefix(name) for text in point["overrides"] if text.startswith(name)), "")
 
 
 def peers(measured: Measured) -> str:

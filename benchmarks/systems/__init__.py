@@ -1,8 +1,9 @@
 """The systems that `quality.py` compares, each as its own documentation says, in a module of its own.
 
 A system trains on pictures (N, 28, 28) uint8 for so many seconds of wall time and leaves its weights in a folder; from
-there it draws samples, and tells what its first stage makes of a picture where it has one. Everything is float32 on
-the processor. Nothing is imported before its system is asked for, so that each peer may be absent.
+there it draws samples, and tells what its first stage makes of a picture where it has one. All work on the processor,
+the peers in float32, moyai as its recipe says: in bfloat16 where the processor has it, else in float32. Nothing is
+imported before its system is asked for, so that each peer may be absent.
 """
 
 import importlib

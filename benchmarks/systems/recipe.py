@@ -13,11 +13,13 @@ import numpy as np
 
 import moyai
 from moyai import cli, tasks
+from moyai.nets.precision import autocast_dtype
 from systems import Clock, Draw, Rebuild, parameters
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "fashion-mnist.toml"
 ABOUT = (
-    "moyai train recipes/fashion-mnist.toml: KL first stage, class-conditional prior, its own sampler and guidance; "
+    "moyai train recipes/fashion-mnist.toml: KL first stage, class-conditional prior, its own sampler and guidance, "
+    "bfloat16 where the processor has it; "
     "its minutes count everything, from reading the data to the report"
 )
 
@@ -39,6 +41,7 @@ def train(pixels: np.ndarray, seconds: float, folder: Path) -> Mapping[str, Any]
         "first stage steps": first.steps,
         "first stage images": (first.steps or 0) * first.batch,
         "parameters": parameters(model.codec, model.conditioner, model.prior),
+        "precision": "float32" if autocast_dtype(prior.precision, "cpu") is None else "bfloat16",
         **spent,
     }
 

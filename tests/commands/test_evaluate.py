@@ -3,8 +3,10 @@
 import functools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,11 @@ from PIL import Image
 
 import tiny
 from moyai import cli
+from moyai.checkpoints import models
+from moyai.commands import evaluate as evaluation
 from moyai.commands.evaluate import table
+from moyai.commands.subjects import Halves
+from moyai.data.images import ImageSet, SourceFile
 from moyai.evaluation import extractors
 
 Command = Callable[..., tuple[int, str, str]]
@@ -111,6 +117,41 @@ def test_classes_count_only_where_the_reference_has_them(evaluate: Command, data
     assert evaluate(unlabelled, "--against", data, "--n", 10, "--json", tmp_path / "x.json")[0] == 0
     assert "class accuracy" not in values(tmp_path / "x.json")["samples"]
     assert values(tmp_path / "x.json")["samples"]["fid"]["count"] == 10
+
+
+def labelled(labels: np.ndarray, classes: tuple[str, ...], **fields: np.ndarray) -> ImageSet:
+    pixels = np.zeros((len(labels), 1, tiny.SIDE, tiny.SIDE), np.uint8)
+    names, files = [str(i) for i in range(len(labels))], (SourceFile("all", 1, "0" * 64),)
+    return ImageSet(pixels, {"class": labels.astype(np.int64), **fields}, classes, names, files)
+
+
+def test_samples_are_of_the_classes_that_the_data_have_as_often(finished_run: Path) -> None:
+    """Were they of every class alike, the most faithful model of uneven data would be far from them."""
+    model = models.load(finished_run / "run")
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [700, 250, 50]))
+    data = labelled(labels, ("square", "disc", "ring"))  # in another order than the model's
+    made = evaluation._request(model, Halves(data, data), 40, seed=1)
+    asked = Counter(model.classes[number] for number in made.fields()["class"])
+    assert asked == {"square": 28, "disc": 10, "ring": 2}
+    others = labelled(labels, ("a", "b", "c"))  # of which the model knows nothing: of each of its own as many
+    made = evaluation._request(model, Halves(others, others), 40, seed=1)
+    assert Counter(made.fields()["class"].tolist()) == {0: 14, 1: 14, 2: 14}
+
+
+def test_positions_are_those_of_their_class() -> None:
+    labels = np.arange(200) % 2
+    place = np.where(labels == 0, 0.25, 0.75) + np.linspace(-0.25, 0.25, 200)
+    data = labelled(labels, ("low", "high"), position=place.astype(np.float32))
+    model: Any = SimpleNamespace(fields=("class", "position"), classes=("high", "low"))
+    found = evaluation._as_the_data(model, data, 50)
+    assert found is not None
+    assert found["class"] == [0] * 25 + [1] * 25
+    for name, positions in (("high", found["position"][:25]), ("low", found["position"][25:])):
+        real = place[labels == ("low", "high").index(name)]
+        assert positions == sorted(positions)
+        assert np.quantile(positions, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(real, [0.1, 0.5, 0.9]), abs=0.01)
+    model.fields = ("position", "caption")
+    assert evaluation._as_the_data(model, data, 50) is None
 
 
 def one_line(found: tuple[int, str, str]) -> str:
@@ -236,6 +277,8 @@ def test_the_printed_table_names_its_counts_and_its_extractor() -> None:
     lines = list(table({"rows": {"samples": row, "held out": row}, "facts": facts}))
     assert "3 samples, 3 held-out and 9 training pictures; features: own (abc)" in lines[0]
     assert lines[1].split() == ["held", "out", "samples"]
+    told = facts | {"extractor is able to": "tell the class of 92 % of pictures it was not trained on"}
+    assert list(table({"rows": {"samples": row}, "facts": told}))[1].startswith("it can tell the class of 92 %")
     assert lines[2].count("1.5 (1 to 2)") == 2
     assert {len(line) for line in lines[1:4]} == {len(lines[1])}  # one under another
     assert lines[4] == "with: ms-ssim (2 scales, window 11)"

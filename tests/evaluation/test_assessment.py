@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from moyai import tasks
@@ -20,6 +21,7 @@ from moyai.errors import DataError, RequestError
 from moyai.evaluation import assessment, extractors, features, frechet, memorization, obedience, rows
 from moyai.evaluation.rows import Pictures
 from moyai.evaluation.values import Features
+from moyai.firststage import perceptual
 from moyai.training.run import train
 
 
@@ -61,14 +63,16 @@ def test_the_table_is_complete_repeatable_and_in_the_report(run: Path) -> None:
     assert set(found) <= set(assessment.ROWS)
     assert {"held out", "first stage", "samples"} <= set(found)
     assert {"fid", "kid", "precision", "recall", "density", "coverage", "class accuracy"} <= set(names)
-    assert set(found["first stage"]) - set(found["held out"]) == {"psnr", "ssim", "ms-ssim"}
+    of_pairs = {"psnr", "ssim", "ms-ssim", "perceptual distance"}
+    assert set(found["first stage"]) - set(found["held out"]) == of_pairs
+    assert found["first stage"]["perceptual distance"]["source"] == first["facts"]["extractor"]
     for values in found.values():  # one extractor and one reference for all
         assert len({values[n]["source"] for n in ("fid", "kid", "recall")}) == 1
         assert values["fid"]["reference"] == first["facts"]["reference"]
     assert first["facts"]["samples"] == 12
-    assert found["first stage"]["ms-ssim"]["metric"] == "ms-ssim (1 scales, window 7)"
-    assert any("ms-ssim (1 scales, window 7)" in line for line in lines)
-    assert all((run / "evaluation" / name).is_file() for name in ("worst.png", "neighbours.png"))
+    assert found["first stage"]["ms-ssim"]["metric"] == "ms-ssim (1 scale, window 7)"
+    assert any("ms-ssim (1 scale, window 7)" in line for line in lines)
+    assert all((run / "evaluation" / name).is_file() for name in ("worst.png", "worst-in-pixels.png", "neighbours.png"))
     train(run)
     html = (run / "report.html").read_text(encoding="utf-8")
     assert all(f">{name}<" in html for name in ("fid", "class accuracy", "ssim"))
@@ -198,6 +202,7 @@ def test_a_reference_of_another_extractor_is_refused(tmp_path: Path) -> None:
     one = extractors.own_extractor(mine, tmp_path, silent)
     two = extractors.own_extractor(mine, tmp_path, silent, seed=1)
     reference = assessment._reference(mine, one, tmp_path, silent)
+    assert reference.pixels.stored is mine.pixels.stored  # rows of the data set, no copy
     samples = Pictures(np.asarray(theirs.pixels[np.arange(theirs.count)]))
     with pytest.raises(RequestError, match="make both with one extractor") as error:
         rows.measure(features.extract(two, samples.pixels), reference, samples, {})
@@ -295,3 +300,38 @@ def test_reconstructions_that_are_the_originals_are_perfect() -> None:
     mse = np.square(noisy - pixels.astype(np.float64)).mean((1, 2, 3))
     assert worse["psnr"].value == pytest.approx(float((10 * np.log10(255**2 / mse)).mean()), abs=1e-3)
     assert 0 < worse["ssim"].value < worse["ms-ssim"].value < 1
+
+
+def test_the_perceptual_distance_of_reconstructions_is_that_of_the_judges_maps(tmp_path: Path) -> None:
+    mine, theirs = images()
+    judge = extractors.own_extractor(mine, tmp_path, silent)
+    real = np.asarray(theirs.pixels[np.arange(theirs.count)])
+    noisy = np.clip(real.astype(np.int64) + np.random.default_rng(0).integers(-40, 40, real.shape), 0, 255)
+    again = noisy.astype(np.uint8)
+    assert rows.perceptual_distance(real, real, judge).value == pytest.approx(0, abs=1e-6)
+    found = rows.perceptual_distance(real, again, judge)
+    terms = []
+    with torch.no_grad():  # the mean over layers and places of the squared distance of unit vectors
+        for x, y in zip(*(judge.trunk.features(features.to_images(p)) for p in (real, again)), strict=True):
+            x, y = (f / (f.norm(dim=1, keepdim=True) + perceptual.OWN_EPS) for f in (x, y))
+            terms.append((x - y).square().sum(1).mean((1, 2)))
+    each = torch.stack(terms).mean(0)
+    assert found.value == pytest.approx(float(each.mean()), rel=1e-3)
+    assert found.error == pytest.approx(float(each.std()) / 30**0.5, rel=1e-3)
+    assert found.source == judge.source
+
+
+def test_pairs_of_the_floor_are_chosen_as_those_of_the_samples(tmp_path: Path) -> None:
+    """Samples of unknown class are paired with any other; real ones of one class would be a floor of something else."""
+    mine, theirs = images(240)
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    real = np.asarray(theirs.pixels[np.arange(theirs.count)])
+    judge = functools.partial(
+        assessment.assess_pictures, train=mine, held_out=theirs, extractor=extractor, cache=tmp_path, progress=silent
+    )
+    untold = judge(Pictures(real)).values
+    assert untold["samples"]["ms-ssim of pairs"] == untold["held out"]["ms-ssim of pairs"]
+    told = judge(Pictures(real, {"class": theirs.fields["class"]})).values
+    assert told["samples"]["ms-ssim of pairs"] == told["held out"]["ms-ssim of pairs"]
+    assert "of one class" in told["samples"]["ms-ssim of pairs"].metric
+    assert told["held out"]["ms-ssim of pairs"].value > 1.2 * untold["held out"]["ms-ssim of pairs"].value

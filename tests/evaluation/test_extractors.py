@@ -1,6 +1,7 @@
 """The words of --extractor: read before anything is computed, each mistake one line; our own is trained once."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import tiny
 from moyai.data.images import ImageSet, SourceFile
 from moyai.errors import DataError, RequestError
-from moyai.evaluation import embeddings, extractors, inception
+from moyai.evaluation import embeddings, extractors, inception, networks
 from moyai.evaluation.extractors import Choice
 
 
@@ -74,10 +75,25 @@ def test_our_own_is_trained_once_and_found_again(tmp_path: Path) -> None:
     assert again.probabilities(again(pictures)) is not None
 
 
+@pytest.mark.parametrize("labels", [np.arange(40) % 3, None])
+def test_pictures_are_left_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: np.ndarray | None
+) -> None:
+    """More of them than memory holds lie in a memory map: a judge is trained on rows of it."""
+    data = images(labels).subset(np.arange(30))
+    given: list[Any] = []
+    for name in ("train_classifier", "train_self_supervised"):
+        usual = getattr(networks, name)
+        monkeypatch.setattr(networks, name, lambda *a, usual=usual, **k: (given.append(a[0]), usual(*a, **k))[1])
+    extractors.own_extractor(data, tmp_path, silent, steps=2)
+    assert len(given) == 1
+    assert given[0] is data.pixels
+
+
 def test_one_class_is_no_class_and_an_empty_one_is_named(tmp_path: Path) -> None:
     alone = extractors.own_extractor(images(np.zeros(40), ("disc",)), tmp_path, silent, steps=2)
     unlabelled = extractors.own_extractor(images(None, ()), tmp_path, silent, steps=2)
     assert alone.source == unlabelled.source
-    assert alone.source.name.startswith("own simclr")
+    assert alone.source.name.startswith("own self-supervised")
     with pytest.raises(DataError, match="no training picture is of class 'ring'"):
         extractors.own_extractor(images(np.arange(40) % 2 * 2), tmp_path, silent, steps=2)

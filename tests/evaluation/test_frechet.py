@@ -111,6 +111,9 @@ def test_the_interval_is_the_seeds_and_covers() -> None:
     assert one == two
     assert fid(x, y, seed=2) != one
     assert one.value.low < one.value.value < one.value.high
+    near = fid(features(normal(13, 100, 8) ** 3), features(normal(14, 3000, 8) ** 3), seed=1)  # of one distribution
+    assert near.value.low == 0 < near.value.value < near.value.high
+    assert near.infinity.low < 0
     assert one.value.error is not None
 
 

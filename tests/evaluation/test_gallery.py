@@ -99,18 +99,21 @@ def test_large_pictures_are_averaged_and_keep_sixteen_bits() -> None:
     assert (small == 30000).all()
 
 
-def test_both_sheets_are_written_into_the_run(tmp_path: Path) -> None:
+def test_all_sheets_are_written_into_the_run(tmp_path: Path) -> None:
     samples, training = flat([10, 200, 90]), flat([10, 93, 150])
     found = memorization.in_pixels(planes(samples), planes(training), planes(flat([100, 97])))
+    both = {"features": found, "pixels": found}
     paths = gallery.write(
-        tmp_path, found, samples, planes(training), features([1.0, 2.0, 3.0]), features([1.0, 2.0, 3.0])
+        tmp_path, both, samples, planes(training), features([1.0, 2.0, 3.0]), features([1.0, 2.0, 3.0])
     )
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == [
         "evaluation/worst.png",
+        "evaluation/worst-in-pixels.png",
         "evaluation/neighbours.png",
     ]
-    with Image.open(paths[0]) as written:
-        assert cells(written, 2, 3).tolist() == [[10, 90, 200], [10, 93, 150]]
+    for path in paths[:2]:
+        with Image.open(path) as written:
+            assert cells(written, 2, 3).tolist() == [[10, 90, 200], [10, 93, 150]]
 
 
 def test_pictures_that_were_not_measured_are_refused() -> None:

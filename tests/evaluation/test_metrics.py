@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from moyai import similarity
+from moyai.data.images import PixelRows
 from moyai.errors import DataError, RequestError
 from moyai.evaluation import metrics
-from moyai.evaluation.values import Features, Source, difference, share
+from moyai.evaluation.values import Features, Source, difference, share, student
 from moyai.randomness import generator
 
 
@@ -52,6 +53,9 @@ def test_kid_is_the_mean_over_disjoint_blocks_and_its_error_theirs() -> None:
     each = [slow_mmd2(a.double().numpy(), b.double().numpy()) for a, b in zip(*parts, strict=True)]
     assert found.value == pytest.approx(np.mean(each), abs=1e-9)
     assert found.error == pytest.approx(scipy.stats.sem(each), abs=1e-9)
+    # Ten blocks tell their own spread badly, so the interval is Student's.
+    expected = scipy.stats.t.interval(0.95, 9, np.mean(each), scipy.stats.sem(each))
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-3)
 
 
 def test_kid_is_unbiased_and_its_error_is_true() -> None:
@@ -140,6 +144,12 @@ def test_a_share_has_wilsons_interval() -> None:
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
+def test_students_quantile_is_scipys() -> None:
+    found = [student(free) for free in range(1, 60)]
+    assert found == pytest.approx(scipy.stats.t.ppf(0.975, np.arange(1, 60)), abs=0.03)
+    assert found[:2] == pytest.approx(scipy.stats.t.ppf(0.975, [1, 2]), rel=1e-9)
+
+
 # ---- pixels
 
 
@@ -167,9 +177,51 @@ def test_equal_pictures_have_no_diversity_and_copies_have_less() -> None:
     some = metrics.ms_ssim_diversity(np.repeat(pictures(1, 6), 4, axis=0), pairs=300)
     other = metrics.ms_ssim_diversity(pictures(1, 24), pairs=300)
     assert some.value > other.high
-    assert "1 scales" in some.metric
+    assert "1 scale, window 11" in some.metric
     with pytest.raises(DataError, match="no two of one class"):
         metrics.ms_ssim_diversity(pictures(0, 3), np.arange(3))
+
+
+def test_the_error_of_diversity_is_the_spread_over_sets_of_pictures() -> None:
+    """Each picture is in many pairs: a dark one makes all of its pairs unlike, so pairs are no independent numbers."""
+    rng, labels = np.random.default_rng(3), np.arange(40) % 2
+    found = []
+    for seed in range(60):
+        contrast = rng.choice([0.1, 1.0], (40, 1, 1, 1)) * np.where(labels, 1, 0.5)[:, None, None, None]
+        pixels = 128 + contrast * (np.indices((8, 8)).sum(0) % 2 * 200 - 100) + rng.normal(0, 5, (40, 1, 8, 8))
+        found.append(metrics.ms_ssim_diversity(pixels.clip(0, 255).astype(np.uint8), labels, pairs=400, seed=seed))
+    spread = float(np.std([f.value for f in found], ddof=1))
+    assert np.mean([f.error for f in found]) == pytest.approx(spread, rel=0.25)
+
+
+def test_the_error_of_pairs_is_its_formula() -> None:
+    first, second = np.array([0, 1, 2, 1, 4]), np.array([1, 2, 0, 0, 3])  # the pair of 0 and 1 was drawn twice
+    each, labels = np.array([0.1, 0.5, 0.3, 0.1, 0.9]), np.array([0, 0, 0, 1, 1])
+    rest = each - np.array([0.25] * 4 + [0.9])
+    cross = sum(rest[p] * rest[q] for p in range(5) for q in range(5) if {first[p], second[p]} & {first[q], second[q]})
+    of_classes = 4 * (0.25 - 0.38) ** 2 + (0.9 - 0.38) ** 2
+    expected = math.sqrt(max(cross, float(rest @ rest)) + of_classes) / 5
+    assert metrics.error_of_pairs(each, first, second, labels) == pytest.approx(expected, rel=1e-12)
+
+
+def test_large_pictures_are_compared_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = pictures(0, 30, 8, 3), pictures(1, 40, 8, 3) // 2
+    taken: list[int] = []
+
+    class Watched(PixelRows):
+        def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+            found = super().__getitem__(index)
+            taken.append(len(found))
+            return found
+
+    stored = Watched(y, np.arange(40))
+    whole = metrics.sliced_wasserstein(x, stored, directions=20), metrics.ms_ssim_diversity(x, pairs=50)
+    assert max(taken) == 40
+    taken.clear()
+    monkeypatch.setattr(metrics, "NUMBERS", 4 * 192 + 1)
+    few = metrics.sliced_wasserstein(x, stored, directions=20), metrics.ms_ssim_diversity(x, pairs=50)
+    assert max(taken) == 4
+    assert [f.value for f in few] == pytest.approx([w.value for w in whole], rel=1e-6)
 
 
 def test_sliced_wasserstein_is_scipys_along_each_direction() -> None:

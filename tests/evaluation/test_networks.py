@@ -36,14 +36,6 @@ def last(steps: Iterator[Trained[OwnExtractor]]) -> OwnExtractor:
     return end.made
 
 
-def neighbour_accuracy(extractor: OwnExtractor) -> float:
-    """How often the nearest of 90 labelled pictures, in the features, has the class of a new one."""
-    known, labels = patterns(90, 10)
-    asked, truth = patterns(90, 11)
-    distances = torch.cdist(extract(extractor, asked).values, extract(extractor, known).values)
-    return float((labels[distances.argmin(1).numpy()] == truth).mean())
-
-
 @pytest.fixture(scope="module")
 def classifier() -> OwnExtractor:
     return last(networks.train_classifier(*patterns(300, 0), seed=1, steps=60, batch=32, held_out=patterns(90, 5)))
@@ -81,36 +73,6 @@ def test_training_is_a_function_of_its_arguments(classifier: OwnExtractor) -> No
     pixels = patterns(60, 0)[0]
     one, two = (last(networks.train_self_supervised(pixels, seed=1, **arguments)).source.digest for _ in range(2))
     assert one == two
-
-
-def test_self_supervised_features_know_the_classes_they_never_saw() -> None:
-    extractor = last(networks.train_self_supervised(patterns(400, 0)[0], seed=1, steps=40, batch=64))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        untrained = OwnExtractor(networks.Trunk(1), None, (1, 8, 8), {})
-    assert neighbour_accuracy(extractor) > 0.9
-    assert neighbour_accuracy(extractor) > neighbour_accuracy(untrained)
-    assert extractor.probabilities(torch.zeros(1, 128)) is None
-    assert extractor.facts["views found"] > 5 / extractor.facts["among"]  # five times chance
-
-
-def test_the_contrastive_loss_is_its_formula() -> None:
-    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
-    unit = F.normalize(z, dim=1)
-    terms = []
-    for i in range(6):
-        alike = [math.exp(float(unit[i] @ unit[j]) / 0.2) for j in range(6)]
-        terms.append(-math.log(alike[(i + 3) % 6] / (sum(alike) - alike[i])))
-    assert float(networks.contrastive(z)) == pytest.approx(np.mean(terms), rel=1e-9)
-
-
-def test_views_differ_by_number_and_keep_shape() -> None:
-    images = torch.rand(5, 3, 12, 10) * 2 - 1
-    one = networks.views(images, 0, 7)
-    assert one.shape == images.shape
-    assert one.equal(networks.views(images, 0, 7))
-    assert not one.equal(networks.views(images, 0, 8))
-    assert bool(torch.isfinite(one).all())
 
 
 def test_an_extractor_comes_back_from_its_file_whole(classifier: OwnExtractor, tmp_path: Path) -> None:

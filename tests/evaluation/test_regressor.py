@@ -8,7 +8,7 @@ import torch
 
 from moyai.data.images import ImageSet, SourceFile
 from moyai.errors import CheckpointError, DataError
-from moyai.evaluation import obedience, regressor
+from moyai.evaluation import fitting, obedience, regressor
 from moyai.evaluation.networks import Trunk
 from moyai.evaluation.obedience import NumberError, PositionError
 
@@ -84,9 +84,9 @@ def test_large_pictures_are_seen_small_and_the_name_says_so() -> None:
     x = torch.randn(2, 3, 128, 96, generator=torch.Generator().manual_seed(0))
     mean = x.reshape(2, 3, 64, 2, 48, 2).mean((3, 5))
     squares = torch.stack([mean[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)
-    torch.testing.assert_close(regressor.seen(x), squares)
-    assert regressor.seen(x[:, :, :32, :28]).equal(x[:, :, :32, :28])
-    assert regressor.seen(x[:, :, :33, :28]).shape == (2, 12, 17, 14)
+    torch.testing.assert_close(fitting.seen(x), squares)
+    assert fitting.seen(x[:, :, :32, :28]).equal(x[:, :, :32, :28])
+    assert fitting.seen(x[:, :, :33, :28]).shape == (2, 12, 17, 14)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 1, 128, 96), np.uint8)
     *_, end = regressor.train(pixels, np.arange(8.0), field="age", seed=0, steps=1, batch=4)
     assert end.made is not None
@@ -112,21 +112,24 @@ def test_judges_are_made_for_the_fields_there_are(tmp_path: Path, monkeypatch: p
     assert obedience.judges(images(), tmp_path, silent) == {}
     assert obedience.judges(images(position=np.full(60, 0.5)), tmp_path, silent) == {}  # nothing to obey
     data = images(position=positions, slice=np.arange(60))
-    made = obedience.judges(data, tmp_path, silent)
-    assert list(made) == ["position"]
+    assert list(obedience.judges(data, tmp_path, silent)) == ["position", "slice"]
+    made = obedience.judges(data, tmp_path, silent, fields=("position", "class"))
+    assert list(made) == ["position"]  # what nobody asks for has no judge
     again = obedience.judges(data, tmp_path, lambda *progress: pytest.fail("trained again"))["position"]
     pixels = np.asarray(data.pixels)
     assert again.measure(pixels, positions) == made["position"].measure(pixels, positions)
 
 
-def test_any_field_of_numbers_has_a_judge_in_its_own_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ages from 20 to 90 are read to a few years; whole numbers such as a slice's are no such field."""
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_any_field_of_numbers_has_a_judge_in_its_own_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[np.generic]
+) -> None:
+    """Ages from 20 to 90, whole or not, are read to a few years."""
     monkeypatch.setattr(obedience, "STEPS", 120)
     pixels, positions = slices(300)
     names = [str(i) for i in range(300)]
-    data = ImageSet(pixels, {"age": (20 + 70 * positions).astype(np.float32), "slice": np.arange(300)}, (), names, ())
+    data = ImageSet(pixels, {"age": (20 + 70 * positions).astype(kind)}, (), names, ())
     made = obedience.judges(data, tmp_path, silent)
-    assert list(made) == ["age"]
     assert isinstance(made["age"], NumberError)
     shown, held_out = slices(80, seed=1)
     ages = 20 + 70 * held_out

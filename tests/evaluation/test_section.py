@@ -80,6 +80,20 @@ def test_an_evaluation_of_before_has_its_table_its_chart_and_no_more(tmp_path: P
     assert "lower is better" in str(meanings.rows[0][1])
     assert "200 samples and 200 held-out pictures against 5,000 training pictures" in table.caption
     assert table.note == "Features: own (abc)."
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    result["facts"]["extractor is able to"] = "tell the class of 92 % of pictures it was not trained on"
+    result["facts"]["likelihood"] = {"value": 3.5, "error": 0.1, "unit": "bits/dim", "pictures": 128}
+    result["rows"]["samples"]["precision"] |= {"metric": "precision (k = 3)"}
+    result["rows"]["samples"] |= {"age error": value(2.0), "mask mIoU": value(0.7), "perceptual distance": value(0.1)}
+    (tmp_path / "evaluation.json").write_text(json.dumps(result))
+    table, meanings = (block for block in section.blocks(tmp_path) if isinstance(block, page.Table))
+    assert "This extractor can tell the class of 92 % of pictures" in table.note
+    assert "With: precision (k = 3)." in table.note
+    assert "A held-out picture costs the prior 3.5 ± 0.1 bits/dim (128 pictures; an upper bound)." in table.note
+    said = {str(name): str(text) for name, text in meanings.rows}
+    assert set(said) == {str(cells[0]) for cells in table.rows}  # a sentence for every number
+    assert "the age asked for" in said["age error"]
+    assert "the mask asked for" in said["mask mIoU"]
     page.page("title", "", [page.Section("Evaluation", blocks)])
 
 
@@ -190,27 +204,32 @@ def test_the_nearest_are_named_and_close_ones_counted_by_group(tmp_path: Path) -
 def test_a_floor_of_fewer_pictures_is_explained(tmp_path: Path) -> None:
     run = evaluated(tmp_path)
     assert "as many samples" not in texts(section.blocks(run))
+    assert '"First stage" is what' in texts(section.blocks(run))
     result = json.loads((run / "evaluation.json").read_text())
     result["rows"]["as many samples"] = row(5.0, 0.6, 0.5)
     (run / "evaluation.json").write_text(json.dumps(result))
     assert 'given for "as many samples" too' in texts(section.blocks(run))
+    del result["rows"]["first stage"]  # as of a model of pixels
+    (run / "evaluation.json").write_text(json.dumps(result))
+    assert "irst stage" not in texts(section.blocks(run))
 
 
 def test_the_sheets_are_shown_where_they_are(tmp_path: Path) -> None:
     run = evaluated(tmp_path, **{CLOSE: value(0.02), f"{CLOSE} (pixels)": value(0.03, source="pixels 8 x 8 x 1")})
     data = {
-        name: pictures.png_bytes(np.full((4, 4, 1), grey, np.uint8)) for name, grey in (("worst", 1), ("neighbours", 2))
+        name: pictures.png_bytes(np.full((4, 4, 1), grey, np.uint8))
+        for grey, name in enumerate(("worst", "worst-in-pixels", "neighbours"))
     }
     before = section.made_of(run)
     for name, content in data.items():
         pictures.write_bytes(run / "evaluation" / f"{name}.png", content)
     blocks = section.blocks(run)
-    assert [block.data for block in blocks if isinstance(block, page.Picture)] == [data["worst"], data["neighbours"]]
+    assert [block.data for block in blocks if isinstance(block, page.Picture)] == list(data.values())
     assert "Are the samples copies? In features, 4 of 200" in texts(blocks)
     assert "In pixels, 6 of 200" in texts(blocks)
-    assert set(section.made_of(run)) - set(before) == {"evaluation/worst.png", "evaluation/neighbours.png"}
+    assert set(section.made_of(run)) - set(before) == {f"evaluation/{name}.png" for name in data}
     html = page.page("title", "", [page.Section("Evaluation", blocks)])
-    assert html.count("data:image/png;base64,") == 2
+    assert html.count("data:image/png;base64,") == 3
 
 
 def test_what_it_is_made_of_changes_with_any_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ the floor.
 
 import functools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from moyai.commands.subjects import POSSIBLE as AGAINST
 from moyai.commands.subjects import Halves
 from moyai.conditioning.spatial import FROM_PICTURES
 from moyai.console import Reporter
+from moyai.data.images import ImageSet
 from moyai.data.locate import cache_folder
 from moyai.errors import ConfigError, DataError, RequestError
 from moyai.evaluation import assessment, extractors, gallery, heldout, obedience, snapshots
@@ -71,9 +72,7 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
     if subjects.is_run(path):
         write_json_atomic(path / "evaluation.json", result)
         reference = found.reference
-        gallery.write(
-            path, found.copies["features"], found.samples, reference.pixels, found.features, reference.features
-        )
+        gallery.write(path, found.copies, found.samples, reference.pixels, found.features, reference.features)
         for step, values in steps:
             told = (f"{name} {assessment.shown(value)}" for name, value in values.items())
             yield f"step {step:,}: {', '.join(told)}"
@@ -116,7 +115,7 @@ def _run(
     wanted_count = COUNT if options.count is None else options.count
     seed = SEED if options.seed is None else options.seed
     request = _request(model, data, wanted_count, seed=seed, batch=BATCH, **settings)
-    extractor, judges = _judges(chosen, data, options, reporter)
+    extractor, judges = _judges(chosen, data, model.fields, options, reporter)
     tasks.encode(model, request, functools.partial(progress, "encoding captions"))
     found = assessment.assess(
         model,
@@ -150,26 +149,28 @@ def _pictures(path: Path, chosen: Choice, reporter: Reporter, options: Options) 
     data = subjects.against(options.against or "", cache, progress)
     samples = subjects.pictures(path, data, options.count, cache, progress)
     assessment.check_alike(samples.pixels, np.asarray(data.train.pixels[:1]))
-    extractor, judges = _judges(chosen, data, options, reporter)
+    extractor, judges = _judges(chosen, data, ("class",), options, reporter)
     return assessment.assess_pictures(
         samples, data.train, data.held_out, extractor, judges=judges, cache=cache, progress=progress
     )
 
 
 def _judges(
-    chosen: Choice, data: Halves, options: Options, reporter: Reporter
+    chosen: Choice, data: Halves, fields: Collection[str], options: Options, reporter: Reporter
 ) -> tuple[Extractor, dict[str, Obedience]]:
     cache, progress = cache_folder(), reporter.progress
     extractor = extractors.make(chosen, data.train, cache, progress, device=options.device)
-    return extractor, obedience.judges(data.train, cache, progress, device=options.device)
+    return extractor, obedience.judges(data.train, cache, progress, fields=fields, device=options.device)
 
 
 def _request(model: LatentModel, data: Halves, count: int, **settings: Any) -> tasks.Request:
-    """About `count` pictures, evenly over classes and positions; of other conditions, what held-out pictures are."""
+    """`count` pictures of the classes and positions that training pictures have; of other conditions about as many, as
+    held-out pictures have them. Samples and data are compared as a whole, so what is rare there stays rare."""
     if set(model.fields) <= {"class", "position"}:
-        positions = _positions(model, data)
-        each = -(-count // (max(1, len(model.classes)) * max(1, len(positions or ()))))
-        return tasks.request(model, positions=positions, n=each, **settings)
+        if asked := _as_the_data(model, data.train, count):
+            return tasks.request(model, rows=asked, n=1, **settings)
+        every = tasks.request(model, n=1, **settings).rows
+        return tasks.request(model, n=-(-count // every), **settings)
     held_out = data.held_out
     rows = np.linspace(0, held_out.count - 1, min(count, held_out.count)).astype(np.int64)
     if missing := sorted(set(model.fields) - set(held_out.fields) - set(FROM_PICTURES)):
@@ -178,13 +179,19 @@ def _request(model: LatentModel, data: Halves, count: int, **settings: Any) -> t
     return tasks.request(model, rows=told, n=-(-count // len(rows)), **settings)
 
 
-def _positions(model: LatentModel, data: Halves) -> list[float] | None:
-    """Positions spread as those of the data are: samples are compared with these as a whole."""
-    known = data.train.fields.get("position")
-    if "position" not in model.fields or known is None:
+def _as_the_data(model: LatentModel, train: ImageSet, count: int) -> dict[str, list[Any]] | None:
+    """Classes, in the model's numbers, and positions of `count` pictures spread over the training pictures in their
+    order; None where the model is told nothing, or other things than are known of these data."""
+    if not model.fields or not set(model.fields) <= set(train.fields):
         return None
-    shares = (np.arange(obedience.SLICES + 1) + 0.5) / (obedience.SLICES + 1)
-    return [float(p) for p in np.quantile(known, shares, method="nearest")]
+    known = {name: train.fields[name] for name in ("position", "class") if name in model.fields}
+    if "class" in known:
+        if not set(train.classes) <= set(model.classes):
+            return None
+        known["class"] = np.array([model.classes.index(name) for name in train.classes])[known["class"]]
+    order = np.lexsort(tuple(known.values()))  # by class, then by position
+    chosen = order[((np.arange(count) + 0.5) / count * len(order)).astype(np.int64)]
+    return {name: values[chosen].tolist() for name, values in known.items()}
 
 
 def _targets(request: tasks.Request, made: Sequence[str], judged: Sequence[str]) -> dict[str, np.ndarray]:
@@ -204,11 +211,10 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         f"{facts['samples']} samples, {facts['held out']} held-out and {facts['reference']} training pictures; "
         f"features: {facts['extractor']}"
     )
+    if able := facts.get("extractor is able to"):
+        yield f"it can {able}"
     if rate := facts.get("likelihood"):
-        yield (
-            f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']} "
-            f"({rate['pictures']} pictures{'' if rate['unit'] == 'bits/code' else '; an upper bound'})"
-        )
+        yield assessment.cost(rate)
     label = min(LABEL, max(len(name) for name in names) + 1)
     cells = {row: ["", *(assessment.shown(values.get(name)) for name in names)] for row, values in rows.items()}
     widths = {row: max(len(row), *map(len, column)) + 2 for row, column in cells.items()}
@@ -217,17 +223,11 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         texts = [row if not number else column[number] for row, column in cells.items()]
         yield f"{lines[0]:{label}}" + "".join(f"{t:>{w}}" for t, w in zip(texts, widths.values(), strict=True))
         yield from (f"  {line}" for line in lines[1:])
-    yield from _scales(rows)
+    if told := assessment.with_what(rows):
+        yield told
     about: dict[str, dict[str, None]] = {}
     for values in rows.values():
         for name, value in values.items():
             if value["warning"]:
-                about.setdefault(value["warning"], {})[name.split(" closer")[0]] = None
+                about.setdefault(value["warning"], {})[name.split(" than the control")[0]] = None
     yield from (f"note: {', '.join(about[warning])}: {warning}" for warning in about)
-
-
-def _scales(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What stands in brackets behind a metric's name: how many scales of MS-SSIM fitted, how many neighbours."""
-    told = {value["metric"] for values in rows.values() for value in values.values() if "(" in value.get("metric", "")}
-    if told:
-        yield f"with: {'; '.join(sorted(told))}"

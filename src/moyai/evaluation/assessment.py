@@ -23,10 +23,11 @@ from moyai import tasks
 from moyai.data.images import ImageSet
 from moyai.errors import DataError
 from moyai.evaluation import features as feature_cache
-from moyai.evaluation.features import Extractor
+from moyai.evaluation.features import Extractor, Pixels
 from moyai.evaluation.memorization import Memorization
+from moyai.evaluation.networks import OwnExtractor
 from moyai.evaluation.obedience import Obedience
-from moyai.evaluation.rows import Pictures, Reference, copies, fidelity, measure, without_floor
+from moyai.evaluation.rows import Pictures, Reference, copies, fidelity, measure, perceptual_distance, without_floor
 from moyai.evaluation.values import Features, Value
 from moyai.model import LatentModel
 
@@ -50,20 +51,28 @@ MEANING = {
     "class accuracy": "share that a classifier takes for the class asked for",
     "class confidence": "as the Inception score, by the extractor's classes: sure and varied is high",
     "position error": "how far from the position asked for, as a network reads it, in slices of 31",
-    "mask mIoU": "how well the regions a network sees in a picture cover those of the map asked for",
+    "mask mIoU": "how well the regions a network sees in a picture cover those of the mask asked for; 1 is everywhere",
     "scenes as told": "share in which a program finds everything that the caption tells",
     "colours as told": "share in which the right things have the right colours",
     "shapes as told": "the same for shapes",
     "sizes as told": "the same for sizes",
     "relations as told": "the same for what lies left of, right of, above or below what",
     "sliced wasserstein": "distance of the distributions in pixels, in grey levels",
-    "ms-ssim of pairs": "likeness of two samples of a class; above the floor is a lack of variety",
+    "ms-ssim of pairs": "likeness of two samples, of one class where classes are asked for; above the floor is a lack "
+    "of variety",
     "psnr": "of reconstructions, dB",
     "ssim": "of reconstructions, 1 is perfect",
     "ms-ssim": "of reconstructions at several scales, 1 is perfect",
+    "perceptual distance": "of reconstructions, in the maps of the judging network; 0 is perfect, at most 2",
     NEAR["features"]: "share of samples nearer to a training picture than 99 % of held-out pictures are; 0.01 is "
     "expected, much more is copying",
     NEAR["pixels"]: "the same by the difference of grey values, which no extractor can blind",
+}
+
+
+OF_A_FIELD = {  # the same for metrics that are named after any other field of the data
+    "error": "how far from the {} asked for, as a network reads it, in units of the data",
+    "mIoU": "how well the regions a network sees in a picture cover those of the {} asked for; 1 is everywhere",
 }
 
 
@@ -142,6 +151,9 @@ def assess_pictures(
     values = _values(of, judged, reference, judges, progress)
     if again is not None:
         values["first stage"] |= fidelity(real.pixels, again)
+        if isinstance(extractor, OwnExtractor):  # one whose maps are at hand
+            far = perceptual_distance(real.pixels, again, extractor)
+            values["first stage"][far.metric] = far
     groups = None if held_out.groups is None else held_out.groups[index]
     progress("looking for copies", 0, 1)
     found = copies(of["samples"], samples.pixels, reference, of["held out"], real.pixels, groups, cache)
@@ -149,6 +161,8 @@ def assess_pictures(
     values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
     counts = {"samples": len(samples.pixels), "held out": len(index), "reference": len(reference.features)}
     facts = {"extractor": str(extractor.source), **counts}
+    if isinstance(extractor, OwnExtractor):
+        facts["extractor is able to"] = extractor.able
     return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
 
 
@@ -160,10 +174,10 @@ def _values(
     progress: Progress,
 ) -> dict[str, dict[str, Value]]:
     """The measures of each row; of samples that are more than the held-out pictures, with a warning."""
-    values = {}
+    values, by_class = {}, all("class" in pictures.targets for pictures in judged.values())
     for number, row in enumerate((row for row in ROWS if row in judged), 1):
         progress("measuring", number, len(judged))
-        values[row] = measure(of[row], reference, judged[row], judges)
+        values[row] = measure(of[row], reference, judged[row], judges, by_class=by_class)
     if "as many samples" in judged:
         floor = len(of["held out"])
         values["samples"] = {name: without_floor(value, floor) for name, value in values["samples"].items()}
@@ -187,20 +201,41 @@ def shown(value: Mapping[str, Any] | None) -> str:
     return f"{number} ± {value['error']:.2g}" if value["error"] is not None else number
 
 
+def cost(rate: Mapping[str, Any]) -> str:
+    """What a held-out picture costs the prior (`heldout.Rate` as JSON holds it), for people."""
+    return (
+        f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']} "
+        f"({rate['pictures']} pictures{'' if rate['unit'] == 'bits/code' else '; an upper bound'})"
+    )
+
+
+def with_what(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stands in brackets behind a metric's name: how many scales of MS-SSIM fitted, how many neighbours; "" where
+    nothing does."""
+    told = {value["metric"] for values in rows.values() for value in values.values() if "(" in value.get("metric", "")}
+    return f"with: {'; '.join(sorted(told))}" if told else ""
+
+
+def meaning(name: str) -> str:
+    """What a metric says, in a sentence; "" for one that nobody has explained."""
+    if name in MEANING:
+        return MEANING[name]
+    field, _, kind = name.rpartition(" ")
+    return OF_A_FIELD[kind].format(field) if field and kind in OF_A_FIELD else ""
+
+
 # ---- pictures
 
 
 def _reference(train: ImageSet, extractor: Extractor, cache: Path, progress: Progress) -> Reference:
-    chosen = _spread(train.count, REFERENCE)
-    pixels = _rows(train.pixels, chosen)
-    found = _features(extractor, pixels, cache, "training pictures", progress)
+    some = train.subset(_spread(train.count, REFERENCE))  # its pictures stay where they are
+    found = _features(extractor, some.pixels, cache, "training pictures", progress)
     near = found.rows(torch.from_numpy(_spread(len(found), NEIGHBOURHOOD)))
-    groups = None if train.groups is None else train.groups[chosen]
-    names = tuple(train.names[i] for i in chosen)
-    return Reference(pixels, found, near, feature_cache.statistics(found, cache=cache), names, groups)
+    known = feature_cache.statistics(found, cache=cache)
+    return Reference(some.pixels, found, near, known, tuple(some.names), some.groups)
 
 
-def _features(extractor: Extractor, pixels: np.ndarray, cache: Path, what: str, progress: Progress) -> Features:
+def _features(extractor: Extractor, pixels: Pixels, cache: Path, what: str, progress: Progress) -> Features:
     return feature_cache.extract(
         extractor, pixels, cache=cache, progress=lambda done, total: progress(f"features of {what}", done, total)
     )

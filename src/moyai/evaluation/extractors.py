@@ -79,8 +79,7 @@ def own_extractor(
 ) -> networks.OwnExtractor:
     """A small network trained on the training pictures (on their classes where there are two or more), or the
     cached one."""
-    pixels = np.asarray(train.pixels[np.arange(train.count)])
-    labels = classes_of(train)
+    pixels, labels = train.pixels, classes_of(train)
     return keeping.found_or_made(
         networks.path_in(cache, pixels, labels, seed=seed, steps=steps),
         lambda path: networks.load(path, device),
@@ -104,5 +103,8 @@ def classes_of(train: ImageSet) -> np.ndarray | None:
     sizes = np.bincount(labels, minlength=len(train.classes))
     if not sizes.all():
         empty = ", ".join(repr(train.classes[i]) for i in np.flatnonzero(sizes == 0)[:5])
-        raise DataError(f"no training picture is of class {empty}: a classifier of these data cannot be trained")
+        raise DataError(
+            f"no training picture is of class {empty}: a classifier of these data cannot be trained; possible: "
+            "more pictures of it, or --against with data that have some"
+        )
     return labels

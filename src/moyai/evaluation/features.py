@@ -22,12 +22,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from moyai.data.images import PixelRows
 from moyai.errors import DataError, SaveError
 from moyai.evaluation.frechet import Statistics
 from moyai.evaluation.values import Features, Source
 from moyai.files import save_error, write_atomic
 
-Pixels = np.ndarray  # (N, C, H, W) uint8 or uint16; whatever gives such rows when sliced will do
+Pixels = np.ndarray | PixelRows  # (N, C, H, W) uint8 or uint16, in memory or on the disk
 Progress = Callable[[int, int], None]  # how many are done, of how many
 ROWS = 1024
 

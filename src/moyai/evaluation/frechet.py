@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from moyai.errors import DataError
-from moyai.evaluation.values import Features, Source, Value, Z, same_source
+from moyai.evaluation.values import Features, Source, Value, same_source, student
 from moyai.randomness import generator
 
 ROWS = 4096  # brought to float64 at once
@@ -143,8 +143,10 @@ def fid(
     error = float(np.std(drawn, ddof=1)) if replicates > 1 else None
 
     def result(name: str, centre: float, biased: bool, warning: str) -> Value:
-        half = None if error is None else _half_width(error, replicates)
+        half = None if error is None else error * student(replicates - 1)
         low, high = (None, None) if half is None else (centre - half, centre + half)
+        if biased and low is not None:  # an expectation of distances; `infinity` may lie below 0
+            low = max(0.0, low)
         return Value(name, centre, count, known.count, samples.source, low, high, error, biased, warning)
 
     return Frechet(
@@ -185,14 +187,6 @@ def _counts(count: int, seed: int, replicate: int) -> Tensor:
     """How often each of `count` samples is drawn when `count` are drawn with replacement, (count,) float64."""
     drawn = generator(seed, "bootstrap", replicate).integers(0, count, count)
     return torch.from_numpy(np.bincount(drawn, minlength=count).astype(np.float64))
-
-
-def _half_width(error: float, replicates: int) -> float:
-    """Half of an interval of `LEVEL`: the error times Student's quantile for so many replicates, by the expansion of
-    Abramowitz and Stegun 1964, eq. 26.7.5, good to 0.01 from 5 replicates on."""
-    free = replicates - 1
-    first, second = (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
-    return error * (Z + first / free + second / free**2)
 
 
 def _extrapolated(weighted: _Weighted, count: int, dimensions: int, value: float, seed: int) -> tuple[list[int], float]:

@@ -1,6 +1,7 @@
 """Pictures that let a reader judge for himself what the numbers of an evaluation say.
 
-    worst        the samples nearest to a training picture, each above that picture: are they copies?
+    worst        the samples nearest to a training picture, each above that picture: are they copies? In the features
+                 of the extractor, and in pixels
     neighbours   samples spread over the request, each above its nearest training pictures in feature space: what has
                  the model learned, and does it draw more than it was shown? (as Karras et al. 2018, figure 10)
 
@@ -10,7 +11,7 @@ percentile of the same distance of held-out pictures (`memorization`); so both s
 These sheets show training pictures. They belong into the folder of the run, beside the data's own rights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from PIL import Image
 
 from moyai import pictures
 from moyai.errors import DataError
+from moyai.evaluation.features import Pixels
 from moyai.evaluation.memorization import Memorization
 from moyai.evaluation.metrics import pixel_source
 from moyai.evaluation.neighbours import nearest
 from moyai.evaluation.values import Features, same_source
 
 FOLDER = "evaluation"  # of a run's folder
-WORST, NEIGHBOURS = "worst.png", "neighbours.png"
+WORST, NEIGHBOURS = {"features": "worst.png", "pixels": "worst-in-pixels.png"}, "neighbours.png"
 CELL = 84  # small pictures are drawn larger, up to so many pixels: ten are as wide as a page
 LARGEST = 2 * CELL  # larger pictures are drawn smaller, and the page shows the sheet smaller than it is
 ORDER = ("nearest", "second", "third", "fourth", "fifth")
@@ -33,26 +35,26 @@ ORDER = ("nearest", "second", "third", "fourth", "fifth")
 
 def write(
     run: Path,
-    found: Memorization,
+    found: Mapping[str, Memorization],
     samples: np.ndarray,
-    training: np.ndarray,
+    training: Pixels,
     of_samples: Features,
     of_training: Features,
-) -> tuple[Path, Path]:
-    """Both sheets into the run's folder, `evaluation/worst.png` and `evaluation/neighbours.png`; returns their paths.
+) -> list[Path]:
+    """The sheets into the run's folder `evaluation`, one of the worst for each space; returns their paths.
 
-    found: of `memorization`, in features or in pixels; samples (N, H, W, C) as `tasks.collect` gives them; training
-    (M, C, H, W), the pictures `found` was measured against; both uint8 or uint16. of_samples, of_training: their
-    features, row for row. DataError where counts disagree; RequestError where sizes, depths or extractors do.
+    found: of `memorization`, in "features" and in "pixels"; samples (N, H, W, C) as `tasks.collect` gives them;
+    training (M, C, H, W), the pictures `found` was measured against; both uint8 or uint16. of_samples, of_training:
+    their features, row for row. DataError where counts disagree; RequestError where sizes, depths or extractors do.
     """
-    sheets = (worst(found, samples, training), neighbours(of_samples, of_training, samples, training))
-    paths = (run / FOLDER / WORST, run / FOLDER / NEIGHBOURS)
-    for path, sheet in zip(paths, sheets, strict=True):
-        pictures.save_png(path, sheet, None)
-    return paths
+    sheets = {WORST[space]: worst(each, samples, training) for space, each in found.items()}
+    sheets[NEIGHBOURS] = neighbours(of_samples, of_training, samples, training)
+    for name, sheet in sheets.items():
+        pictures.save_png(run / FOLDER / name, sheet, None)
+    return [run / FOLDER / name for name in sheets]
 
 
-def worst(found: Memorization, samples: np.ndarray, training: np.ndarray) -> Image.Image:
+def worst(found: Memorization, samples: np.ndarray, training: Pixels) -> Image.Image:
     """The (at most ten) samples nearest to a training picture, nearest first, each above that picture.
 
     samples (N, H, W, C), training (M, C, H, W), uint8 or uint16: what `found` was measured on, in its order. The label
@@ -69,7 +71,7 @@ def worst(found: Memorization, samples: np.ndarray, training: np.ndarray) -> Ima
 
 
 def neighbours(
-    of_samples: Features, of_training: Features, samples: np.ndarray, training: np.ndarray, *, count: int = 8
+    of_samples: Features, of_training: Features, samples: np.ndarray, training: Pixels, *, count: int = 8
 ) -> Image.Image:
     """`count` samples spread over the request, each above its five nearest training pictures in feature space.
 
@@ -90,7 +92,7 @@ def neighbours(
     )
 
 
-def _check(samples: np.ndarray, training: np.ndarray, of_samples: int, of_training: int | None = None) -> None:
+def _check(samples: np.ndarray, training: Pixels, of_samples: int, of_training: int | None = None) -> None:
     """DataError or RequestError unless these are pictures of one kind, as many as were measured."""
     same_source(pixel_source(samples.transpose(0, 3, 1, 2)), pixel_source(training))
     if of_samples != len(samples) or of_training not in (None, len(training)):
@@ -104,9 +106,9 @@ def _number(distance: float) -> str:
     return f"{distance:.3g}" if distance < 1000 else f"{distance:,.0f}"
 
 
-def _upright(training: np.ndarray, numbers: list[int]) -> np.ndarray:
+def _upright(training: Pixels, numbers: list[int]) -> np.ndarray:
     """Some of (M, C, H, W) as (n, H, W, C)."""
-    return np.asarray(training[numbers]).transpose(0, 2, 3, 1)
+    return np.asarray(training[np.array(numbers, np.int64)]).transpose(0, 2, 3, 1)
 
 
 def _sheet(images: np.ndarray, row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from moyai.errors import DataError, RequestError
-from moyai.evaluation.values import Features, Source, Value, Z, same_source, share
+from moyai.evaluation.features import Pixels
+from moyai.evaluation.values import Features, Source, Value, Z, same_source, share, student
 from moyai.randomness import generator
 from moyai.similarity import ms_ssim, scales, window
 
 KID_BLOCKS = 10  # at least, so that their spread says something
 KID_ROWS = 2000  # at most in a block: the kernel of one is rows x rows
+NUMBERS = 1 << 22  # of pictures, brought to floats at once: 4 M, 32 MB in float64
 
 
 def kid(samples: Features, reference: Features, *, seed: int = 0) -> Value:
@@ -45,7 +47,8 @@ def kid(samples: Features, reference: Features, *, seed: int = 0) -> Value:
     low = high = None
     if blocks > 1:
         error = float(np.std(found, ddof=1)) / math.sqrt(blocks)
-        low, high = value - Z * error, value + Z * error
+        half = student(blocks - 1) * error  # a handful of blocks: their spread is itself uncertain
+        low, high = value - half, value + half
     few = f"{fewest} pictures give blocks of {fewest // blocks}: read the error" if fewest < 20 * blocks else ""
     return Value("kid", value, len(samples), len(reference), samples.source, low, high, error, warning=few)
 
@@ -142,20 +145,52 @@ def ms_ssim_diversity(
     """The mean MS-SSIM of random pairs of different samples (Odena et al. 2017, section 4.2): 1 where all are the same.
 
     pixels: (N, C, H, W); labels: (N,), then both of a pair are of one class. As many scales as the pictures have room
-    for. Beside the same number of held-out pictures: lower than theirs is noise, higher is a lack of variety.
+    for. Beside the same number of held-out pictures: lower than theirs is noise, higher is a lack of variety. The error
+    is that of other pictures and other pairs, of the same classes.
     """
     source = pixel_source(pixels)
     first, second = _pairs(len(pixels), labels, pairs, seed)
-    top = float(np.iinfo(pixels.dtype).max)
+    top, batch = float(np.iinfo(pixels.dtype).max), min(batch, max(1, NUMBERS // source.dimensions))
     found = [
         ms_ssim(_floats(pixels[first[i : i + batch]]), _floats(pixels[second[i : i + batch]]), top=top)
         for i in range(0, len(first), batch)
     ]
     each = torch.cat(found)
-    value, error = float(each.mean()), float(each.std()) / math.sqrt(len(each))
-    height, width = pixels.shape[2:]
-    name = f"ms-ssim of pairs ({scales(height, width)} scales, window {window(height, width)})"
+    value, error = float(each.mean()), error_of_pairs(each.double().numpy(), first, second, labels)
+    name = f"ms-ssim of pairs ({'' if labels is None else 'of one class, '}{scales_told(*pixels.shape[2:])})"
     return Value(name, value, len(pixels), 0, source, value - Z * error, value + Z * error, error)
+
+
+def scales_told(height: int, width: int) -> str:
+    """How MS-SSIM was taken of pictures of this size, in words."""
+    count = scales(height, width)
+    return f"{count} scale{'s' if count > 1 else ''}, window {window(height, width)}"
+
+
+def error_of_pairs(each: np.ndarray, first: np.ndarray, second: np.ndarray, labels: np.ndarray | None) -> float:
+    """The standard error of the mean of `each` (M,), what was measured of pairs of pictures, (M,) numbers each.
+
+    Pairs that share a picture are not independent, so there are fewer of them than it seems. With r the residuals about
+    their class's mean, summed over the draws of a pair (Aronow, Samii and Assenova 2015, eq. 4)
+
+        var = (sum over pictures (sum of r of its pairs)^2 - sum over pairs r^2) / M^2,      at least sum r^2 / M^2
+
+    to which the spread of the classes' means over the draws of classes comes.
+    """
+    kinds = (
+        np.zeros(len(each), np.int64)
+        if labels is None
+        else np.unique(np.asarray(labels)[first], return_inverse=True)[1]
+    )
+    means = (np.bincount(kinds, each) / np.bincount(kinds))[kinds]
+    low, high = np.minimum(first, second).astype(np.int64), np.maximum(first, second)
+    pairs, which = np.unique(low * (high.max() + 1) + high, return_inverse=True)
+    sums = np.bincount(which, each - means)
+    ends = np.divmod(pairs, high.max() + 1)
+    of_pictures = np.bincount(np.concatenate(ends), np.concatenate([sums, sums]))
+    shared = float(np.square(of_pictures).sum() - np.square(sums).sum())
+    within = max(shared, float(np.square(each - means).sum()))
+    return math.sqrt(within + float(np.square(means - each.mean()).sum())) / len(each)
 
 
 def _pairs(count: int, labels: np.ndarray | None, pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +211,7 @@ def _pairs(count: int, labels: np.ndarray | None, pairs: int, seed: int) -> tupl
 
 
 def sliced_wasserstein(
-    samples: np.ndarray, reference: np.ndarray, *, directions: int = 256, seed: int = 0, at_once: int = 1 << 25
+    samples: Pixels, reference: Pixels, *, directions: int = 256, seed: int = 0, at_once: int = 1 << 25
 ) -> Value:
     """The sliced 2-Wasserstein distance of two sets of pictures in pixels (Bonneel et al. 2015, section 3).
 
@@ -190,7 +225,7 @@ def sliced_wasserstein(
     d = source.dimensions
     scale = 255 / float(np.iinfo(samples.dtype).max)
     squares = []
-    step = max(1, at_once // (len(samples) + len(reference)))
+    step = max(1, min(at_once // (len(samples) + len(reference)), NUMBERS // d))
     for start in range(0, directions, step):
         rows = range(start, min(start + step, directions))
         drawn = np.stack([generator(seed, "directions", i).standard_normal(d) for i in rows])  # (L, d)
@@ -203,11 +238,11 @@ def sliced_wasserstein(
     return Value("sliced wasserstein", value, *counts, source, value - Z * error, value + Z * error, error, biased=True)
 
 
-def _projected(pixels: np.ndarray, unit: Tensor) -> Tensor:
+def _projected(pixels: Pixels, unit: Tensor) -> Tensor:
     """Each picture along each direction, sorted: (L, N) float64."""
-    parts = []
-    for start in range(0, len(pixels), 1024):
-        rows = np.asarray(pixels[start : start + 1024]).astype(np.float64).reshape(-1, unit.shape[1])
+    parts, size = [], max(1, min(1024, NUMBERS // unit.shape[1]))
+    for start in range(0, len(pixels), size):
+        rows = np.asarray(pixels[start : start + size]).astype(np.float64).reshape(-1, unit.shape[1])
         parts.append(unit @ torch.from_numpy(rows).T)
     projected = torch.cat(parts, 1).numpy()
     projected.sort(axis=1)  # numpy's is ten times as fast as torch's
@@ -224,7 +259,7 @@ def _w2_squared(x: Tensor, y: Tensor) -> Tensor:
     return (x[:, left // m] - y[:, left // n]).square() @ widths
 
 
-def pixel_source(pixels: np.ndarray) -> Source:
+def pixel_source(pixels: Pixels) -> Source:
     """What pixels are features of. DataError where these are not at least two pictures."""
     if pixels.ndim != 4 or pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(f"pictures are (N, C, H, W) uint8 or uint16, not {pixels.shape} {pixels.dtype}")

@@ -4,39 +4,41 @@ Published networks saw photographs and, on digits or brain slices, measure littl
 pictures apart has features for what matters in them. Two ways of training the same trunk:
 
 * **with labels**: cross-entropy on the classes. It also gives class confidence and accuracy;
-* **without**: SimCLR (Chen et al. 2020, eq. 1). Two random views of each picture have to find each other among all
-  views of the batch; the trunk's features are kept, the head that the loss saw is not. Views are crops of 0.6 to 1 of
-  the side, brightness, contrast, colour, an erased square, noise; no mirror images, since digits and brains have sides.
+* **without**: to recognise views of one picture and what it is like (`selfsupervised`).
 
-Training is a pure function of (pictures, labels, seed, steps). What the network reaches on pictures held out from it is
-kept with it (`facts`): the accuracy, or the share of held-out views that find their other view among 256.
+Large pictures are seen smaller (`fitting.seen`). Training is a pure function of (pictures, labels, seed, steps). What
+the network reaches on pictures held out from it is kept with it (`facts`): the accuracy, or the share of held-out views
+that find their other view among 256.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moyai.errors import DataError, RequestError
-from moyai.evaluation import keeping
+from moyai.errors import DataError
+from moyai.evaluation import keeping, selfsupervised
 from moyai.evaluation.features import Pixels, check_pixels, content_hash, to_images, weights_hash
+from moyai.evaluation.fitting import optimised, parted, resize_told, seen, untrained
 from moyai.evaluation.keeping import Shape, Trained
 from moyai.evaluation.values import Source
-from moyai.nets.trunk import LARGEST, WIDTH, Trunk
-from moyai.randomness import generator, permutation, torch_seed
+from moyai.firststage.perceptual import OWN_EPS, Perceptual
+from moyai.nets.trunk import LARGEST, WIDTH, FoldedTrunk, Trunk
+from moyai.randomness import generator, torch_seed
 
 VERSION = 1  # counts up when the same call gives another network
-TEMPERATURE = 0.2  # of the contrastive loss
-Head = TypeVar("Head", bound=nn.Module)
 
 
 class OwnExtractor:
-    """A trained trunk and, where it was trained with labels, the classes read from its features."""
+    """A trained trunk and, where it was trained with labels, the classes read from its features.
+
+    A trunk of as many channels as `shape` (C, H, W) sees pictures as they are; one of more, squares as channels.
+    """
 
     def __init__(
         self,
@@ -49,8 +51,9 @@ class OwnExtractor:
         self.device, self.shape, self.facts = torch.device(device), shape, dict(facts)
         self.trunk = trunk.to(device).eval().requires_grad_(False)
         self.head = None if classes is None else classes.to(device).requires_grad_(False)
-        kind = "own simclr" if self.head is None else f"own classifier of {self.head.out_features} classes"
+        kind = "own self-supervised" if self.head is None else f"own classifier of {self.head.out_features} classes"
         channels, height, width = shape
+        self._seen: Callable[[Tensor], Tensor] = nn.Identity() if self.trunk.channels == channels else seen
         name = f"{kind}, {height} x {width} x {channels}, {resize_told(height, width)}, of stored integers"
         self.source = Source(name, weights_hash(self.tensors()), 8 * self.trunk.width)
 
@@ -65,21 +68,29 @@ class OwnExtractor:
                 f"this extractor was trained on pictures of {height} x {width} with {channels} channel(s), "
                 f"not {' x '.join(map(str, images.shape[2:]))} with {images.shape[1]}"
             )
-        return self.trunk(images.to(self.device))
+        return self.trunk(self._seen(images.to(self.device)))
+
+    @property
+    def able(self) -> str:
+        """What it reached on pictures held out from its training, in words; "" where that is not known."""
+        if "accuracy" in self.facts:
+            return f"tell the class of {100 * self.facts['accuracy']:.3g} % of pictures it was not trained on"
+        if "views found" in self.facts:
+            found, among = self.facts["views found"], self.facts["among"]
+            return f"find {100 * found:.3g} % of the views of pictures it was not trained on, each among {among:g}"
+        return ""
+
+    def perceptual(self, images: Tensor, others: Tensor) -> Tensor:
+        """The perceptual distance (`firststage.perceptual`) of each pair (B, C, H, W) in [-1, 1], in this network's
+        maps of what it sees of them: (B,)."""
+        return self._perceptual(images.to(self.device), others.to(self.device)).cpu()
+
+    @cached_property
+    def _perceptual(self) -> Perceptual:
+        return Perceptual(FoldedTrunk(self.trunk), None, prepare=self._seen, eps=OWN_EPS).to(self.device)
 
     def probabilities(self, features: Tensor) -> Tensor | None:
         return None if self.head is None else self.head(features.to(self.device)).softmax(1).cpu()
-
-
-def shrinking(height: int, width: int) -> int:
-    """The side of the squares that pictures of this size are averaged over."""
-    return math.ceil(max(height, width) / LARGEST)
-
-
-def resize_told(height: int, width: int) -> str:
-    """The same in the words of an extractor's name."""
-    shrink = shrinking(height, width)
-    return "no resize" if shrink == 1 else f"averaged over {shrink} x {shrink}"
 
 
 # ---- training
@@ -93,19 +104,26 @@ def train_classifier(
     steps: int = 1500,
     batch: int = 128,
     held_out: tuple[Pixels, np.ndarray] | None = None,
+    whole: bool = False,
     device: torch.device | str = "cpu",
 ) -> Iterator[Trained[OwnExtractor]]:
-    """Train a trunk to tell the classes apart; held_out: pictures and labels for the accuracy, else a tenth is held
-    out from training."""
+    """Train a trunk to tell the classes apart.
+
+    held_out: pictures and labels for the accuracy, else a tenth is held out from training. whole: the trunk sees
+    pictures of any size as they are.
+    """
     check_pixels(pixels)
     labels = np.asarray(labels, dtype=np.int64)
     count = _check_labels(labels, len(pixels))
-    chosen, tested = _held_out(len(pixels), seed, held_out is None)
-    trunk, head = untrained(pixels.shape[1], lambda features: nn.Linear(features, count), seed, device)
+    chosen, tested = parted(len(pixels), seed, held_out is None)
+    looked: Callable[[Tensor], Tensor] = nn.Identity() if whole else seen
+    inputs = looked(to_images(pixels[:1])).shape[1]
+    trunk, head = untrained(inputs, lambda features: nn.Linear(features, count), seed, device)
     net = nn.Sequential(trunk, head)
 
     def loss(step: int, rows: np.ndarray) -> Tensor:
-        return F.cross_entropy(net(to_images(pixels[rows]).to(device)), torch.from_numpy(labels[rows]).to(device))
+        images = looked(to_images(pixels[rows]).to(device))
+        return F.cross_entropy(net(images), torch.from_numpy(labels[rows]).to(device))
 
     for step, value in optimised(net, loss, chosen, seed=seed, steps=steps, batch=batch):
         yield Trained(step, steps, value)
@@ -119,34 +137,23 @@ def train_self_supervised(
     pixels: Pixels,
     *,
     seed: int,
-    steps: int = 1000,
-    batch: int = 256,
+    steps: int = 800,
+    batch: int = 128,
+    whole: bool = False,
     device: torch.device | str = "cpu",
 ) -> Iterator[Trained[OwnExtractor]]:
-    """Train a trunk to recognise two views of one picture; a tenth of the pictures is held out from it."""
+    """Train a trunk without labels (`selfsupervised`); a tenth of the pictures is held out from it. whole: as above."""
     check_pixels(pixels)
     if len(pixels) < 4:
         raise DataError(f"{len(pixels)} picture(s) are too few to train an extractor on; at least 4 are needed")
-    chosen, tested = _held_out(len(pixels), seed, True)
-    trunk, head = untrained(pixels.shape[1], _projection, seed, device)
-    net = nn.Sequential(trunk, head)
-
-    def pair(step: int, rows: np.ndarray) -> Tensor:
-        images = to_images(pixels[rows]).to(device)
-        return torch.cat([views(images, seed, 2 * step), views(images, seed, 2 * step + 1)])
-
-    def loss(step: int, rows: np.ndarray) -> Tensor:
-        return contrastive(net(pair(step, rows)))
-
-    for step, value in optimised(net, loss, chosen, seed=seed, steps=steps, batch=batch):
-        yield Trained(step, steps, value)
-    net.eval()
-    with torch.no_grad():
-        projected = F.normalize(net(pair(steps, tested[:256])), dim=1)
-    one, two = projected.chunk(2)
-    found = float(((one @ two.T).argmax(1).cpu() == torch.arange(len(one))).float().mean())
-    facts = {"views found": found, "among": float(len(one)), "steps": steps, "seed": seed}
-    yield Trained(steps, steps, value, OwnExtractor(trunk, None, tuple(pixels.shape[1:]), facts, device))
+    looked: Callable[[Tensor], Tensor] = nn.Identity() if whole else seen
+    for state in selfsupervised.train(pixels, looked, seed=seed, steps=steps, batch=batch, device=device):
+        if state.made is None:
+            yield Trained(state.step, steps, state.loss)
+        else:
+            trunk, facts = state.made
+            made = OwnExtractor(trunk, None, tuple(pixels.shape[1:]), facts, device)
+            yield Trained(steps, steps, state.loss, made)
 
 
 def perceptual_trunk(
@@ -170,8 +177,9 @@ def perceptual_trunk(
     apart = torch_seed(seed, "perceptual network")
     cut = _windows(pixels, apart)
     if labels is None or len(classes := np.unique(labels)) < 2:
-        return train_self_supervised(cut, seed=apart, steps=steps, device=device)
-    return train_classifier(cut, np.searchsorted(classes, labels), seed=apart, steps=steps, device=device)
+        return train_self_supervised(cut, seed=apart, steps=steps, whole=True, device=device)
+    numbers = np.searchsorted(classes, labels)
+    return train_classifier(cut, numbers, seed=apart, steps=steps, whole=True, device=device)
 
 
 def _windows(pixels: Pixels, seed: int) -> Pixels:
@@ -183,56 +191,8 @@ def _windows(pixels: Pixels, seed: int) -> Pixels:
     places = generator(seed, "extractor/windows").integers(0, sides - (height, width) + 1, (len(pixels), 2))
     cut = np.empty((len(pixels), pixels.shape[1], height, width), pixels.dtype)
     for i, (top, left) in enumerate(places):
-        cut[i] = pixels[i, :, top : top + height, left : left + width]
+        cut[i] = pixels[i][:, top : top + height, left : left + width]
     return cut
-
-
-def _projection(features: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 64))
-
-
-def untrained(channels: int, head: Callable[[int], Head], seed: int, device: torch.device | str) -> tuple[Trunk, Head]:
-    """A trunk and what reads its features, initialised from the seed and nothing else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, "extractor"))
-        trunk, made = Trunk(int(channels)), head(8 * WIDTH)
-    return trunk.to(device), made.to(device)
-
-
-def optimised(
-    net: nn.Module,
-    loss: Callable[[int, np.ndarray], Tensor],
-    chosen: np.ndarray,
-    *,
-    seed: int,
-    steps: int,
-    batch: int,
-) -> Iterator[tuple[int, float]]:
-    """AdamW with a warm-up and a cosine, over the rows `chosen`, epoch by epoch in a new order."""
-    if steps < 1:
-        raise RequestError(f"an extractor is trained for 1 step or more, not {steps}")
-    batch = min(batch, len(chosen))
-    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.01)
-    a_turn = len(chosen) // batch  # batches an epoch; what is left over waits for the next order
-    net.train()
-    for step in range(steps):
-        rate = min(1.0, (step + 1) / (0.05 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * rate
-        turn, place = divmod(step, a_turn)
-        order = chosen[permutation(seed, "extractor/order", turn, len(chosen))]
-        value = loss(step, order[place * batch : (place + 1) * batch])
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        optimiser.step()
-        yield step + 1, float(value.detach())
-
-
-def _held_out(count: int, seed: int, wanted: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(trained on, held out): a random tenth held out where that is wanted."""
-    order = permutation(seed, "extractor/split", 0, count)
-    cut = max(1, count // 10) if wanted else 0
-    return np.sort(order[cut:]), np.sort(order[:cut])
 
 
 def _check_labels(labels: np.ndarray, count: int) -> int:
@@ -259,42 +219,6 @@ def _accuracy(extractor: OwnExtractor, pixels: Pixels, labels: np.ndarray) -> fl
     return hits / len(pixels)
 
 
-def contrastive(projected: Tensor) -> Tensor:
-    """The loss of views (2 B, D), row i and row i + B being of one picture (Chen et al. 2020, eq. 1)."""
-    count = len(projected) // 2
-    unit = F.normalize(projected, dim=1)
-    alike = (unit @ unit.T / TEMPERATURE).fill_diagonal_(-math.inf)
-    other = torch.arange(2 * count, device=projected.device).roll(count)
-    return F.cross_entropy(alike, other)
-
-
-def views(images: Tensor, seed: int, number: int) -> Tensor:
-    """A random view of each picture (B, C, H, W); the same for the same seed and number."""
-    rng, (b, c, h, w) = generator(seed, "extractor/views", number), images.shape
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (b, *shape)).astype(np.float32)).to(images.device)
-
-    size = uniform(0.6, 1)
-    crop = torch.zeros(b, 2, 3, device=images.device)
-    crop[:, 0, 0] = crop[:, 1, 1] = size
-    crop[:, :, 2] = uniform(-1, 1, 2) * (1 - size)[:, None]
-    grid = F.affine_grid(crop, [b, c, h, w], align_corners=False)
-    x = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    if c >= 3:  # colour, which alone would tell two photographs apart
-        grey = x[:, :3].mean(1, keepdim=True)
-        share = uniform(-1, 1, 1, 1, 1).clamp_min(0)
-        x = torch.cat([torch.lerp(x[:, :3], grey.expand(-1, 3, -1, -1), share), x[:, 3:]], 1)
-        x = x + uniform(-0.2, 0.2, c, 1, 1)
-    x = x * uniform(0.6, 1.4, 1, 1, 1) + uniform(-0.2, 0.2, 1, 1, 1)
-    rows, columns = torch.arange(h, device=x.device) / h, torch.arange(w, device=x.device) / w
-    centre, half = uniform(0, 1, 2), uniform(-0.2, 0.2).clamp_min(0)  # half of the squares are empty
-    inside = ((rows - centre[:, :1]).abs() < half[:, None])[:, None, :, None]
-    inside = inside & ((columns - centre[:, 1:]).abs() < half[:, None])[:, None, None, :]
-    noise = torch.from_numpy(rng.standard_normal((b, c, h, w), dtype=np.float32)).to(x.device)
-    return torch.where(inside, 0.0, x) + 0.05 * noise
-
-
 # ---- files
 
 
@@ -315,5 +239,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> OwnExtractor:
 
 def path_in(cache: Path, pixels: Pixels, labels: np.ndarray | None, *, seed: int, steps: int) -> Path:
     """Where the extractor trained by exactly this call is kept: the name is the hash of all it follows from."""
-    told = "simclr" if labels is None else keeping.array_hash(labels, "<i8")
+    told = "self-supervised" if labels is None else keeping.array_hash(labels, "<i8")
+    if max(pixels.shape[2:]) > LARGEST // 2:
+        told += " by squares"
     return keeping.place(cache, VERSION, WIDTH, content_hash(pixels), told, seed, steps)

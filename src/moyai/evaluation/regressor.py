@@ -8,11 +8,10 @@ the absolute difference
 and read back in the units of t: the last layer is multiplied out with the deviation and mean in the end. What it
 reaches on held-out real pictures is no property of the samples, so it stands beside theirs as the floor.
 
-To be trained in a minute or two on one core, it sees little: pictures are averaged over squares to a side of at most 64
-(which its name says), and where a side is still above 32, squares of 2 x 2 become channels (Shi et al. 2016), so that
-no convolution works at more than 32 x 32; and batches are small. No step is saved by stopping early: in trials with
-1,380 brain slices of 69 people the error on people held out stayed the same for hundreds of steps and fell in the last
-third, when the rate had become small, so that whoever stops where it does not fall stops too early.
+To be trained in a minute or two on one core, it sees little (`fitting`), and batches are small. No step is saved by
+stopping early: in trials with 1,380 brain slices of 69 people the error on people held out stayed the same for hundreds
+of steps and fell in the last third, when the rate had become small, so that whoever stops where it does not fall stops
+too early.
 
 Training is a pure function of (pictures, numbers, seed, steps); the network is kept in the cache under the hash of
 these.
@@ -25,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moyai.errors import DataError
 from moyai.evaluation import keeping, networks
 from moyai.evaluation.features import Pixels, check_pixels, content_hash, to_images, weights_hash
+from moyai.evaluation.fitting import optimised, resize_told, seen, untrained
 from moyai.evaluation.keeping import Shape, Trained
 from moyai.evaluation.values import Source
-from moyai.nets.trunk import LARGEST, Trunk
+from moyai.nets.trunk import Trunk
 
 VERSION = 2  # counts up when the same call gives another network
 
@@ -55,7 +54,7 @@ class Regressor:
         self.trunk = trunk.to(device).eval().requires_grad_(False)
         self.head = head.cpu().double().requires_grad_(False)
         channels, height, width = shape
-        resize = networks.resize_told(height, width)
+        resize = resize_told(height, width)
         name = f"own regressor of {field}, {height} x {width} x {channels}, {resize}, of stored integers"
         self.source = Source(name, weights_hash(self.tensors()), head.in_features)
 
@@ -79,17 +78,6 @@ class Regressor:
             return np.asarray(self.head(features.cpu().double())[:, 0].numpy())
 
 
-def seen(images: Tensor) -> Tensor:
-    """What the trunk is given of pictures (B, C, H, W): averaged to a side of at most 64; of sides above 32, squares of
-    2 x 2 as channels, (B, 4 C, H / 2, W / 2), an odd side repeating its last row."""
-    if (shrink := networks.shrinking(*images.shape[2:])) > 1:
-        images = F.avg_pool2d(images, shrink, ceil_mode=True)
-    height, width = images.shape[2:]
-    if max(height, width) <= LARGEST // 2:
-        return images
-    return F.pixel_unshuffle(F.pad(images, (0, width % 2, 0, height % 2), mode="replicate"), 2)
-
-
 def train(
     pixels: Pixels,
     numbers: np.ndarray,
@@ -106,7 +94,7 @@ def train(
     mean, deviation = _scale(numbers, len(pixels), field)
     wanted = torch.from_numpy((numbers - mean) / deviation).float()
     inputs = seen(to_images(pixels[:1])).shape[1]
-    trunk, head = networks.untrained(inputs, lambda features: nn.Linear(features, 1), seed, device)
+    trunk, head = untrained(inputs, lambda features: nn.Linear(features, 1), seed, device)
     net = nn.Sequential(trunk, head)
 
     def loss(step: int, rows: np.ndarray) -> Tensor:
@@ -114,7 +102,7 @@ def train(
 
     value = 0.0
     every = np.arange(len(pixels))
-    for step, value in networks.optimised(net, loss, every, seed=seed, steps=steps, batch=batch):
+    for step, value in optimised(net, loss, every, seed=seed, steps=steps, batch=batch):
         yield Trained(step, steps, value)
     _into_units(head, mean, deviation)
     yield Trained(steps, steps, value, Regressor(trunk, head, tuple(pixels.shape[1:]), field, device))

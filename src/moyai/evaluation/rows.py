@@ -17,11 +17,12 @@ from torch import Tensor
 
 from moyai import similarity
 from moyai.evaluation import frechet, memorization, metrics
-from moyai.evaluation.features import distances
+from moyai.evaluation.features import Pixels, distances, to_images
 from moyai.evaluation.memorization import Memorization
 from moyai.evaluation.neighbours import manifold, own_radii
+from moyai.evaluation.networks import OwnExtractor
 from moyai.evaluation.obedience import Obedience
-from moyai.evaluation.values import Features, Value
+from moyai.evaluation.values import Features, Source, Value
 
 FEW_BALLS = 50  # below so many pictures, shares of balls of 3 and 5 neighbours say little
 FEW_OF_CLASS = 10  # below so many pictures a class, class confidence is held down by the count
@@ -43,7 +44,7 @@ class Pictures:
 class Reference:
     """The training pictures that others are compared with."""
 
-    pixels: np.ndarray  # (M, C, H, W)
+    pixels: Pixels  # (M, C, H, W)
     features: Features
     neighbourhood: Features  # some of these, for what costs the product of the counts
     statistics: frechet.Statistics
@@ -57,10 +58,18 @@ class Reference:
 
 
 def measure(
-    mine: Features, reference: Reference, judged: Pictures, judges: Mapping[str, Obedience]
+    mine: Features,
+    reference: Reference,
+    judged: Pictures,
+    judges: Mapping[str, Obedience],
+    *,
+    by_class: bool = True,
 ) -> dict[str, Value]:
     """Every measure of a set of pictures and its features, by name. RequestError where the reference's features are
-    another extractor's."""
+    another extractor's.
+
+    by_class: whether pairs are of one class where classes are known; no row of a table knows them unless all do.
+    """
     distance = frechet.fid(mine, reference.statistics)
     near = manifold(mine, reference.neighbourhood, radii=reference.radii)
     found = [distance.value, distance.infinity, metrics.kid(mine, reference.features)]
@@ -76,7 +85,7 @@ def measure(
         few = f"{len(mine)} pictures hold it down by their number; take {wanted} or more"
         found.append(warned(value, few) if len(mine) < wanted else value)
     found.append(metrics.sliced_wasserstein(judged.pixels, reference.pixels))
-    labels = judged.targets.get("class")
+    labels = judged.targets.get("class") if by_class else None
     if labels is None or np.unique(labels, return_counts=True)[1].max() > 1:  # else no two are of one class
         found.append(metrics.ms_ssim_diversity(judged.pixels, labels))
     return {value.metric.split(" (")[0]: value for value in found}
@@ -89,20 +98,37 @@ def fidelity(real: np.ndarray, again: np.ndarray) -> dict[str, Value]:
     """
     source = metrics.pixel_source(real)
     top = float(np.iinfo(real.dtype).max)
-    height, width = real.shape[2:]
-    scales = f"ms-ssim ({similarity.scales(height, width)} scales, window {similarity.window(height, width)})"
+    scales = f"ms-ssim ({metrics.scales_told(*real.shape[2:])})"
     out = {}
     for name, compare in (("psnr", similarity.psnr), ("ssim", similarity.ssim), (scales, similarity.ms_ssim)):
         parts = []
-        for start in range(0, len(real), 256):
-            x, y = (torch.from_numpy(p[start : start + 256].astype(np.float32)) for p in (real, again))
+        for rows in _batches(real):
+            x, y = (torch.from_numpy(p[rows].astype(np.float32)) for p in (real, again))
             parts.append(compare(x, y, top=top))
         each = torch.cat(parts)
         if name == "psnr":
             each = each.clamp_max(10 * math.log10(top**2 * source.dimensions))
-        error = float(each.std()) / len(each) ** 0.5
-        out[name.split(" (")[0]] = Value(name, float(each.mean()), len(each), 0, source, error=error)
+        out[name.split(" (")[0]] = _mean(name, each, source)
     return out
+
+
+def perceptual_distance(real: np.ndarray, again: np.ndarray, judge: OwnExtractor) -> Value:
+    """The mean perceptual distance of reconstructions, 0 to 2, in the maps of the network that judges: another one
+    than a first stage may have been trained by."""
+    with torch.no_grad():
+        parts = [judge.perceptual(to_images(real[rows]), to_images(again[rows])) for rows in _batches(real)]
+    return _mean("perceptual distance", torch.cat(parts), judge.source)
+
+
+def _mean(name: str, each: Tensor, source: Source) -> Value:
+    """The mean over pictures (N,), with its standard error."""
+    return Value(name, float(each.mean()), len(each), 0, source, error=float(each.std()) / len(each) ** 0.5)
+
+
+def _batches(pixels: np.ndarray) -> list[slice]:
+    """At most 256 pictures at once, fewer of large ones."""
+    size = max(1, min(256, metrics.NUMBERS // int(np.prod(pixels.shape[1:]))))
+    return [slice(start, start + size) for start in range(0, len(pixels), size)]
 
 
 def copies(
@@ -141,18 +167,18 @@ def _hashed(groups: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(groups, "<i8").data).hexdigest()
 
 
-def _small(pixels: np.ndarray) -> np.ndarray:
+def _small(pixels: Pixels) -> np.ndarray:
     """Pictures averaged over squares until each has at most `SMALL` numbers; a copy stays a copy."""
     count, channels, height, width = pixels.shape
     side = 1
     while channels * (height // side) * (width // side) > SMALL:
         side += 1
     if side == 1:
-        return pixels
+        return np.asarray(pixels)
     h, w = height // side, width // side
     parts = []
     for start in range(0, count, 256):
-        cut = pixels[start : start + 256, :, : h * side, : w * side].astype(np.float32)
+        cut = pixels[start : start + 256][:, :, : h * side, : w * side].astype(np.float32)
         parts.append(cut.reshape(len(cut), channels, h, side, w, side).mean((3, 5)).round().astype(pixels.dtype))
     return np.concatenate(parts)
 

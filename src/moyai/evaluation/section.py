@@ -4,7 +4,8 @@ Made from what `moyai evaluate` left in the run's folder, each part where its fi
 
     evaluation.json              the table, a sentence for each number, warnings, precision against recall
     evaluation/snapshots.json    FID against the training step (`snapshots`)
-    evaluation/worst.png         the samples nearest to a training picture (`gallery`)
+    evaluation/worst.png         the samples nearest to a training picture in features (`gallery`)
+    evaluation/worst-in-pixels.png    the same in pixels
     evaluation/neighbours.png    samples above their nearest training pictures (`gallery`)
 """
 
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from moyai.evaluation import curves, gallery, page, snapshots
-from moyai.evaluation.assessment import MEANING, ordered, shown
+from moyai.evaluation.assessment import cost, meaning, ordered, shown, with_what
 from moyai.files import read_json
 
 RESULT = Path("evaluation.json")
-WORST, NEIGHBOURS = Path(gallery.FOLDER) / gallery.WORST, Path(gallery.FOLDER) / gallery.NEIGHBOURS
+WORST = {space: Path(gallery.FOLDER) / name for space, name in gallery.WORST.items()}
+NEIGHBOURS = Path(gallery.FOLDER) / gallery.NEIGHBOURS
 COPIES = "share closer than"  # how the names of these values begin, whatever space they were measured in
 MOST = 10  # groups that are listed
 FEW_WARNINGS = 3  # so many stand as notes, more as a table
@@ -27,11 +29,12 @@ Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 INTRODUCTION = """No number here means much alone; read it beside "held out". Those are real pictures that the model \
 has never seen, measured in the same way and, where there are enough of them, in the same number: the floor that \
-perfect samples would reach. "First stage" is what these pictures become through the latents and back. Samples are \
-seldom better than that, so where both rows are alike, a better first stage helps more than a longer training.
+perfect samples would reach.{first_stage}
 
 A range in brackets holds the true value in 95 of 100 cases; ± is one standard error. Values of another extractor, or \
 at other counts, are on another scale and cannot be compared with these."""
+FIRST_STAGE = """ "First stage" is what these pictures become through the latents and back. Samples are seldom better \
+than that, so where both rows are alike, a better first stage helps more than a longer training."""
 FEWER = """
 
 There are fewer held-out pictures than samples. Values that depend on the number of pictures, FID first of all, are \
@@ -39,6 +42,7 @@ therefore given for "as many samples" too: compare these with the floor."""
 WORST_CAPTION = """The samples that are nearest to a training picture, nearest first, each above that picture. A copy \
 is the same picture twice; two pictures that are merely alike are not. Distances are in the features of the table; \
 1 % of held-out pictures are nearer to a training picture than the border."""
+WORST_IN_PIXELS = "The same by the difference of pixels, in grey levels of 255."
 NEIGHBOURS_CAPTION = """Samples from all over the request, each above the training pictures that are nearest to it in \
 features. Neighbours of the same kind show that the sample was understood as one of them; small differences in shape \
 and detail show that it was drawn anew. The number is the distance to the nearest."""
@@ -52,7 +56,10 @@ def blocks(run: Path) -> list[page.Block]:
     rows, names = ordered(result)
     steps = _steps(run, result["facts"])
     return [
-        page.Text(INTRODUCTION + (FEWER if "as many samples" in rows else "")),
+        page.Text(
+            INTRODUCTION.format(first_stage=FIRST_STAGE if "first stage" in rows else "")
+            + (FEWER if "as many samples" in rows else "")
+        ),
         *_tables(rows, names, result["facts"]),
         *_warnings(rows),
         *_charts(rows, steps),
@@ -72,7 +79,7 @@ def _steps(run: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def made_of(run: Path) -> dict[str, str]:
     """The files the section is made from and their sha256: what tells whether a report shows the newest."""
-    files = (path for path in (RESULT, snapshots.FILE, WORST, NEIGHBOURS) if (run / path).is_file())
+    files = (path for path in (RESULT, snapshots.FILE, *WORST.values(), NEIGHBOURS) if (run / path).is_file())
     return {path.as_posix(): hashlib.sha256((run / path).read_bytes()).hexdigest() for path in files}
 
 
@@ -83,9 +90,16 @@ def _tables(rows: Rows, names: Sequence[str], facts: Mapping[str, Any]) -> list[
         f"{facts['samples']:,} samples and {facts['held out']:,} held-out pictures against {facts['reference']:,} "
         f"training pictures"
     )
-    said = [(name, MEANING[name]) for name in names if name in MEANING]
+    said = [(name, told) for name in names if (told := meaning(name))]
+    notes = [f"Features: {facts['extractor']}."]
+    if able := facts.get("extractor is able to"):
+        notes.append(f"This extractor can {able}.")
+    if rate := facts.get("likelihood"):
+        notes.append(f"{cost(rate).capitalize()}.")
+    if told := with_what(rows):
+        notes.append(f"{told.capitalize()}.")
     return [
-        page.Table(("", *rows), cells, caption, f"Features: {facts['extractor']}."),
+        page.Table(("", *rows), cells, caption, " ".join(notes)),
         page.Table(("", "what it says"), said, "What the numbers mean"),
     ]
 
@@ -185,7 +199,13 @@ def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping
     said = [page.Text("Are the samples copies? " + "\n\n".join(told))] if told else []
     alt = "samples above the training pictures they are nearest to"
     found = result.get("copies", {}).get("features", {})
-    return [*said, *_picture(run / WORST, WORST_CAPTION, alt), *_named(found, result["facts"]), *_by_group(found)]
+    return [
+        *said,
+        *_picture(run / WORST["features"], WORST_CAPTION, alt),
+        *_picture(run / WORST["pixels"], WORST_IN_PIXELS, alt),
+        *_named(found, result["facts"]),
+        *_by_group(found),
+    ]
 
 
 def _named(found: Mapping[str, Any], facts: Mapping[str, Any]) -> list[page.Block]:

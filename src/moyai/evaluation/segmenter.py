@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moyai.errors import DataError
-from moyai.evaluation import keeping, networks
+from moyai.evaluation import keeping
 from moyai.evaluation.features import Pixels, check_pixels, content_hash, to_images, weights_hash
+from moyai.evaluation.fitting import optimised
 from moyai.evaluation.keeping import Trained
 from moyai.evaluation.values import Source
 from moyai.randomness import torch_seed
@@ -130,7 +131,7 @@ def train(
         return each.mean()
 
     value = 0.0
-    for step, value in networks.optimised(net, loss, np.arange(len(pixels)), seed=seed, steps=steps, batch=batch):
+    for step, value in optimised(net, loss, np.arange(len(pixels)), seed=seed, steps=steps, batch=batch):
         yield Trained(step, steps, value)
     with torch.no_grad():
         net.head.get_parameter("bias").sub_(weights.log().repeat_interleave(square**2))

@@ -85,6 +85,17 @@ class Value:
     warning: str = ""
 
 
+def student(free: int) -> float:
+    """Student's quantile of (1 + LEVEL) / 2 with so many degrees of freedom, 1 or more: exact for 1 and 2, else by the
+    expansion of Abramowitz and Stegun 1964, eq. 26.7.5, good to 0.03."""
+    if free == 1:
+        return math.tan(math.pi * LEVEL / 2)
+    if free == 2:
+        return LEVEL * math.sqrt(2 / (1 - LEVEL**2))
+    terms = ((Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384)
+    return Z + sum(term / free**power for power, term in enumerate(terms, 1))
+
+
 def same_source(first: Source, second: Source) -> None:
     """RequestError where two extractors differ."""
     if first != second:
