@@ -37,7 +37,7 @@ METRICS = {
     "sizes as told": ("sizes as told", 3),
     "relations as told": ("relations as told", 3),
     "sliced wasserstein": ("sliced Wasserstein, grey levels", 1),
-    "ms-ssim of pairs": ("MS-SSIM of pairs of a class", 3),
+    "ms-ssim of pairs": ("MS-SSIM of pairs, of one class where there are classes", 3),
     "psnr": ("PSNR", 1),
     "ssim": ("SSIM", 3),
     "ms-ssim": ("MS-SSIM", 3),
