@@ -229,7 +229,8 @@ def test_names_that_are(name: str) -> None:
     ("data", "line"),
     [
         (b"a = [1,\nb = ", r"not TOML: .*line 2, column 1"),
-        (b"a = 1\na = 2\n", r"not TOML: .*line 2"),
+        (b"a = 1\na = 2\n", r"not TOML: .*line 2.*'a = 2' names what stands above already"),
+        (b"[a]\n[b]\n[a]\n", r"not TOML: .*line 3.*'\[a\]' names what stands above already"),
         (b"name = '\xff'", "not UTF-8 at byte 8"),
         (b"x = 2024-01-01", "x is 2024-01-01, a date; no key of a recipe holds one"),
         (b"x = " + b"[" * 50000, "not TOML|nested deeper"),

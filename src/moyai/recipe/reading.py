@@ -12,6 +12,7 @@ from the data in `recipe.resolve`; this chapter reads, writes, compares and expl
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,9 @@ def _read_toml(text: str, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not TOML: {error}") from error
+        twice = re.match(r"Cannot (?:overwrite a value|declare).*\(at line (\d+)", str(error))
+        line = f": {text.splitlines()[int(twice[1]) - 1].strip()!r} names what stands above already" if twice else ""
+        raise ConfigError(f"{source}: not TOML: {error}{line}") from error
 
 
 def _read_json(text: str, source: str) -> dict[str, Any]:
