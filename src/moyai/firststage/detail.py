@@ -8,7 +8,8 @@ E a mean over a window and p = E[h_x^2], SSIM's term of contrast and structure (
 Means are left out, since a blur has taken them. As a loss SSIM is known from Zhao et al. 2017 ("Loss functions for
 image restoration with neural networks"); of the detail alone it does what an absolute or squared error does not. Where
 the latents cannot tell the detail but to a correlation r, the least squared error has r times its strength: a blur. c
-is greatest at its full strength, whatever r is, and grows with r; nothing is made up, as a discriminator would have it.
+is greatest at its full strength, whatever r is, and grows with r; no texture is invented, as a discriminator would. It
+is for latents that hold most of the detail: where r is small, as with few codes, full strength exaggerates.
 A window counts by the detail that it has: else the grain of flat and dark parts, of which there is more, and which
 nobody can tell, would be what is learned.
 """
