@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from PIL import Image
 
 from moyai import cli, log
 from moyai.checkpoints import native
+from moyai.evaluation.keeping import Trained
+from moyai.evaluation.networks import OwnExtractor
 from moyai.files import canonical_json
 from moyai.pictures import read_recipe as read_recipe
 from moyai.recipe import reading
@@ -46,6 +48,25 @@ def shapes(count: int, side: int = SIDE, seed: int = 0) -> tuple[np.ndarray, np.
         inside = (radius < 0.35 * side, abs(radius - 0.3 * side) < 0.1 * side, square < 0.25 * side)[label]
         out[i] = (40 + 160 * inside + rng.integers(0, 40, (side, side))).astype(np.uint8)
     return out, labels
+
+
+def stripes(count: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Stripes across, along and oblique, at any phase and brightness: pixel means tell them apart by nothing."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    y, x = np.mgrid[:side, :side]
+    directions = np.stack([y, x, x + y])[labels]  # (N, side, side)
+    waves = np.sin(2 * np.pi * (directions / 4 + rng.uniform(0, 1, (count, 1, 1))))
+    level, height = rng.uniform(80, 170, (count, 1, 1)), rng.uniform(30, 70, (count, 1, 1))
+    noisy = level + height * waves + rng.normal(0, 10, waves.shape)
+    return noisy.clip(0, 255).astype(np.uint8)[:, None], labels
+
+
+def last(steps: Iterator[Trained[OwnExtractor]]) -> OwnExtractor:
+    """What a training came to."""
+    *_, end = steps
+    assert end.made is not None
+    return end.made
 
 
 def folder(root: Path, count: int = 60, side: int = SIDE) -> Path:

@@ -214,31 +214,32 @@ def test_the_difference_is_scaled_by_the_largest_power_of_two_that_fits() -> Non
     assert (np.asarray(canvas)[12:, -20:, 3] == 255).all()  # a difference is opaque
 
 
-def test_a_first_stage_that_is_told_a_position(reconstruct: Command, tmp_path: Path) -> None:
-    """It is null unless it is said, and then it changes what comes of the picture."""
+def told_a_place(run: Path, data: dict[str, Any], report: dict[str, Any], *fields: str) -> None:
+    """A run whose first stage, of random weights, is told a position."""
     from moyai.build.firststage import build_autoencoder
     from moyai.recipe import reading
     from moyai.recipe.resolve import DataFacts, resolve
 
-    facts = DataFacts(channels=1, height=8, width=8, count=10, fields=("position",))
-    changes = {
-        "first_stage.conditions": {"place": {"kind": "position", "width": 8}},
-        "prior.conditions": {},
-        "data.resolution": 8,
-        "first_stage.train.steps": 1,
-    }
-    recipe = resolve(tiny.recipe(tmp_path, changes), facts)
+    facts = DataFacts(channels=1, height=8, width=8, count=10, fields=fields)
+    conditions = {"place": {"kind": "position", "width": 8}}
+    fixed = {"first_stage.conditions": conditions, "prior.conditions": {}, "first_stage.train.steps": 1}
+    recipe = resolve(tiny.recipe(run.parent, fixed | data), facts)
     model = build_autoencoder(recipe, facts)
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=drawn))
-    run = tmp_path / "run"
     (run / "first_stage").mkdir(parents=True)
     (run / "recipe.json").write_text(reading.to_json(recipe))
-    write_json_atomic(run / "data.json", {"facts": facts.model_dump(mode="json")})
+    write_json_atomic(run / "data.json", {"facts": facts.model_dump(mode="json"), **report})
     tensors = {f"autoencoder.{name}": value for name, value in model.state_dict().items()}
     native.commit(run / "first_stage", "model", {"model": tensors}, {})
+
+
+def test_a_first_stage_that_is_told_a_position(reconstruct: Command, tmp_path: Path) -> None:
+    """It is null unless it is said, and then it changes what comes of the picture."""
+    run = tmp_path / "run"
+    told_a_place(run, {"data.resolution": 8}, {}, "position")
     save(tmp_path / "a.png", noise(8, 8))
     found = []
     for words in ((), ("--position", 0), ("--position", 0.5)):
@@ -253,30 +254,10 @@ def test_a_first_stage_that_is_told_a_position(reconstruct: Command, tmp_path: P
 
 def test_slices_are_told_the_position_in_their_names(reconstruct: Command, tmp_path: Path) -> None:
     """Where the run learned from that layout, whose greatest number is in its report on the data."""
-    from moyai.build.firststage import build_autoencoder
-    from moyai.recipe import reading
-    from moyai.recipe.resolve import DataFacts, resolve
-
-    facts = DataFacts(channels=1, height=8, width=8, count=10, fields=("slice", "position"))
-    changes = {
-        "data": {"kind": "oasis", "root": str(tmp_path)},
-        "first_stage.conditions": {"place": {"kind": "position", "width": 8}},
-        "prior.conditions": {},
-        "first_stage.train.steps": 1,
-    }
-    recipe = resolve(tiny.recipe(tmp_path, changes), facts)
-    model = build_autoencoder(recipe, facts)
-    drawn = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=drawn))
     run = tmp_path / "run"
-    (run / "first_stage").mkdir(parents=True)
-    (run / "recipe.json").write_text(reading.to_json(recipe))
     report = {"cases": {"slices": [2, 24], "positions": [0.0625, 0.75]}}  # of 33, of which a limit kept those
-    write_json_atomic(run / "data.json", {"facts": facts.model_dump(mode="json"), "report": report})
-    tensors = {f"autoencoder.{name}": value for name, value in model.state_dict().items()}
-    native.commit(run / "first_stage", "model", {"model": tensors}, {})
+    oasis = {"data": {"kind": "oasis", "root": str(tmp_path)}}
+    told_a_place(run, oasis, {"report": report}, "slice", "position")
     for n in (8, 16, 40):
         save(tmp_path / "some" / f"case_{n:03d}_slice_{n}.nii.png", noise(8, 8))
 

@@ -1,7 +1,6 @@
 """Our own extractors: they learn, they are functions of their arguments, and they come back from their files whole."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,41 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import tiny
 from moyai.errors import CheckpointError, DataError, RequestError
 from moyai.evaluation import networks
 from moyai.evaluation.features import extract
-from moyai.evaluation.keeping import Trained
 from moyai.evaluation.networks import OwnExtractor
-
-
-def patterns(count: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Stripes across, along and oblique, at any phase and brightness: pixel means tell them apart by nothing."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 3
-    y, x = np.mgrid[:side, :side]
-    directions = np.stack([y, x, x + y])[labels]  # (N, side, side)
-    waves = np.sin(2 * np.pi * (directions / 4 + rng.uniform(0, 1, (count, 1, 1))))
-    level, height = rng.uniform(80, 170, (count, 1, 1)), rng.uniform(30, 70, (count, 1, 1))
-    noisy = level + height * waves + rng.normal(0, 10, waves.shape)
-    return noisy.clip(0, 255).astype(np.uint8)[:, None], labels
-
-
-def last(steps: Iterator[Trained[OwnExtractor]]) -> OwnExtractor:
-    *_, end = steps
-    assert end.made is not None
-    return end.made
 
 
 @pytest.fixture(scope="module")
 def classifier() -> OwnExtractor:
-    return last(networks.train_classifier(*patterns(300, 0), seed=1, steps=60, batch=32, held_out=patterns(90, 5)))
+    return tiny.last(
+        networks.train_classifier(*tiny.stripes(300, 0), seed=1, steps=60, batch=32, held_out=tiny.stripes(90, 5))
+    )
 
 
 def test_a_classifier_learns_and_reports_its_held_out_accuracy(classifier: OwnExtractor) -> None:
     assert classifier.facts["accuracy"] > 0.9
     assert classifier.source.dimensions == 128
     assert "own classifier of 3 classes, 8 x 8 x 1, no resize" in classifier.source.name
-    pixels, labels = patterns(90, 5)
+    pixels, labels = tiny.stripes(90, 5)
     found = extract(classifier, pixels)
     assert found.probabilities is not None
     torch.testing.assert_close(found.probabilities.sum(1), torch.ones(90))
@@ -54,7 +37,7 @@ def test_a_classifier_learns_and_reports_its_held_out_accuracy(classifier: OwnEx
 
 
 def test_steps_are_told_as_they_come() -> None:
-    steps = list(networks.train_classifier(*patterns(40, 0), seed=1, steps=5, batch=8))
+    steps = list(networks.train_classifier(*tiny.stripes(40, 0), seed=1, steps=5, batch=8))
     assert [s.step for s in steps] == [1, 2, 3, 4, 5, 5]
     assert [s.made is None for s in steps] == [True] * 5 + [False]
     assert all(math.isfinite(s.loss) and s.steps == 5 for s in steps)
@@ -65,23 +48,23 @@ def test_training_is_a_function_of_its_arguments(classifier: OwnExtractor) -> No
     before = torch.get_rng_state()
     arguments = {"steps": 3, "batch": 16}
     one, two, other = (
-        last(networks.train_classifier(*patterns(60, 0), seed=seed, steps=3, batch=16)).source.digest
+        tiny.last(networks.train_classifier(*tiny.stripes(60, 0), seed=seed, steps=3, batch=16)).source.digest
         for seed in (1, 1, 2)
     )
     assert one == two != other
     assert torch.get_rng_state().equal(before)
-    pixels = patterns(60, 0)[0]
-    one, two = (last(networks.train_self_supervised(pixels, seed=1, **arguments)).source.digest for _ in range(2))
+    pixels = tiny.stripes(60, 0)[0]
+    one, two = (tiny.last(networks.train_self_supervised(pixels, seed=1, **arguments)).source.digest for _ in range(2))
     assert one == two
 
 
 def test_an_extractor_comes_back_from_its_file_whole(classifier: OwnExtractor, tmp_path: Path) -> None:
-    path = networks.path_in(tmp_path, *patterns(300, 0), seed=1, steps=30)
+    path = networks.path_in(tmp_path, *tiny.stripes(300, 0), seed=1, steps=30)
     networks.save(classifier, path)
     again = networks.load(path)
     assert again.source == classifier.source
     assert again.facts == classifier.facts
-    pixels = patterns(20, 3)[0]
+    pixels = tiny.stripes(20, 3)[0]
     one, two = extract(classifier, pixels), extract(again, pixels)
     assert one.values.equal(two.values)
     assert one.probabilities is not None
@@ -89,7 +72,7 @@ def test_an_extractor_comes_back_from_its_file_whole(classifier: OwnExtractor, t
 
 
 def test_where_it_is_kept_follows_from_all_it_follows_from(tmp_path: Path) -> None:
-    pixels, labels = patterns(30, 0)
+    pixels, labels = tiny.stripes(30, 0)
     plain = networks.path_in(tmp_path, pixels, labels, seed=1, steps=2)
     assert plain == networks.path_in(tmp_path, pixels.copy(), labels.astype(np.int32), seed=1, steps=2)
     others = {
@@ -112,28 +95,30 @@ def test_large_pictures_are_averaged_down_and_it_is_said() -> None:
 
 
 def test_the_perceptual_network_is_another_than_the_judge_and_learns_as_well() -> None:
-    pixels, labels = patterns(300, 0)
-    judge = last(networks.train_classifier(pixels, labels, seed=1, steps=1, batch=32))
-    one, again = (last(networks.perceptual_trunk(pixels, labels, seed=1, steps=1)) for _ in range(2))
+    pixels, labels = tiny.stripes(300, 0)
+    judge = tiny.last(networks.train_classifier(pixels, labels, seed=1, steps=1, batch=32))
+    one, again = (tiny.last(networks.perceptual_trunk(pixels, labels, seed=1, steps=1)) for _ in range(2))
     assert one.source.digest == again.source.digest != judge.source.digest
     first = "trunk.stages.0.weight"
     apart = F.cosine_similarity(one.tensors()[first].flatten(), judge.tensors()[first].flatten(), dim=0)
     assert float(apart.abs()) < 0.5  # not only otherwise trained: begun elsewhere
-    trained = last(networks.perceptual_trunk(pixels, labels, seed=1, steps=60))
+    trained = tiny.last(networks.perceptual_trunk(pixels, labels, seed=1, steps=60))
     assert trained.facts["accuracy"] > 0.9
 
 
 def test_the_perceptual_network_takes_any_labels_there_may_be() -> None:
-    pixels, labels = patterns(40, 0)
-    gaps = last(networks.perceptual_trunk(pixels, 5 * labels + 2, seed=1, steps=1))  # as a part of a set may have them
-    assert gaps.source.digest == last(networks.perceptual_trunk(pixels, labels, seed=1, steps=1)).source.digest
+    pixels, labels = tiny.stripes(40, 0)
+    gaps = tiny.last(
+        networks.perceptual_trunk(pixels, 5 * labels + 2, seed=1, steps=1)
+    )  # as a part of a set may have them
+    assert gaps.source.digest == tiny.last(networks.perceptual_trunk(pixels, labels, seed=1, steps=1)).source.digest
     for none in (None, labels * 0):
-        assert "accuracy" not in last(networks.perceptual_trunk(pixels, none, seed=1, steps=1)).facts
+        assert "accuracy" not in tiny.last(networks.perceptual_trunk(pixels, none, seed=1, steps=1)).facts
 
 
 def test_the_perceptual_network_sees_large_pictures_in_full_detail() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 70, 40), np.uint8)
-    made = last(networks.perceptual_trunk(pixels, None, seed=1, steps=1))
+    made = tiny.last(networks.perceptual_trunk(pixels, None, seed=1, steps=1))
     assert made.shape == (1, 64, 40)
     assert "no resize" in made.source.name
     cut = networks._windows(pixels, 1)
@@ -144,10 +129,10 @@ def test_the_perceptual_network_sees_large_pictures_in_full_detail() -> None:
 
 
 def test_bad_input_in_one_line(classifier: OwnExtractor, tmp_path: Path) -> None:
-    pixels, labels = patterns(30, 0)
+    pixels, labels = tiny.stripes(30, 0)
 
     def refused(labels: np.ndarray, steps: int = 1) -> None:
-        last(networks.train_classifier(pixels, labels, seed=0, steps=steps))
+        tiny.last(networks.train_classifier(pixels, labels, seed=0, steps=steps))
 
     with pytest.raises(DataError, match="class 1 of 0 to 2 has no picture"):
         refused(np.where(labels == 1, 0, labels))
@@ -160,7 +145,7 @@ def test_bad_input_in_one_line(classifier: OwnExtractor, tmp_path: Path) -> None
     with pytest.raises(RequestError, match="1 step or more, not 0"):
         refused(labels, steps=0)
     with pytest.raises(DataError, match=r"1 picture\(s\) are too few"):
-        last(networks.train_self_supervised(pixels[:1], seed=0, steps=1))
+        tiny.last(networks.train_self_supervised(pixels[:1], seed=0, steps=1))
     with pytest.raises(DataError, match=r"trained on pictures of 8 x 8 with 1 channel\(s\), not 8 x 8 with 3"):
         extract(classifier, pixels.repeat(3, 1))
     with pytest.raises(DataError, match="not 9 x 8 with 1"):

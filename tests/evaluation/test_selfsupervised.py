@@ -1,7 +1,6 @@
 """A judge without labels: its loss is the formula, it learns what was never named, and it sees what is wrong."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,32 +8,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import tiny
 from moyai.data import idx
 from moyai.data.config import IdxConfig
 from moyai.evaluation import frechet, networks, selfsupervised
 from moyai.evaluation.features import extract, to_images
-from moyai.evaluation.keeping import Trained
 from moyai.evaluation.networks import OwnExtractor
 from moyai.evaluation.selfsupervised import Groups
 from moyai.nets.trunk import Trunk
-
-
-def stripes(count: int, seed: int, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Stripes across, along and oblique, at any phase and brightness: pixel means tell them apart by nothing."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 3
-    y, x = np.mgrid[:side, :side]
-    directions = np.stack([y, x, x + y])[labels]  # (N, side, side)
-    waves = np.sin(2 * np.pi * (directions / 4 + rng.uniform(0, 1, (count, 1, 1))))
-    level, height = rng.uniform(80, 170, (count, 1, 1)), rng.uniform(30, 70, (count, 1, 1))
-    noisy = level + height * waves + rng.normal(0, 10, waves.shape)
-    return noisy.clip(0, 255).astype(np.uint8)[:, None], labels
-
-
-def last(steps: Iterator[Trained[OwnExtractor]]) -> OwnExtractor:
-    *_, end = steps
-    assert end.made is not None
-    return end.made
 
 
 def neighbour_accuracy(known: torch.Tensor, labels: np.ndarray, asked: torch.Tensor, truth: np.ndarray) -> float:
@@ -46,11 +27,11 @@ def neighbour_accuracy(known: torch.Tensor, labels: np.ndarray, asked: torch.Ten
 
 @pytest.fixture(scope="module")
 def judge() -> OwnExtractor:
-    return last(networks.train_self_supervised(stripes(400, 0)[0], seed=1, steps=40, batch=64))
+    return tiny.last(networks.train_self_supervised(tiny.stripes(400, 0)[0], seed=1, steps=40, batch=64))
 
 
 def test_features_know_the_classes_they_never_saw(judge: OwnExtractor) -> None:
-    (known, labels), (asked, truth) = stripes(90, 10), stripes(90, 11)
+    (known, labels), (asked, truth) = tiny.stripes(90, 10), tiny.stripes(90, 11)
 
     def accuracy(extractor: OwnExtractor) -> float:
         features = [extract(extractor, pixels).values for pixels in (known, asked)]
@@ -70,7 +51,7 @@ def test_features_know_the_classes_they_never_saw(judge: OwnExtractor) -> None:
 def test_what_is_wrong_with_pictures_is_far_above_the_floor(judge: OwnExtractor) -> None:
     """Noise, blur, a lost class, halves of two pictures, holes: views hide none of them from the judge."""
     rng = np.random.default_rng(2)
-    reference, real = extract(judge, stripes(600, 20)[0]), stripes(300, 21)[0]
+    reference, real = extract(judge, tiny.stripes(600, 20)[0]), tiny.stripes(300, 21)[0]
     noisy = (real + rng.normal(0, 25, real.shape)).clip(0, 255).astype(np.uint8)
     blurred = F.avg_pool2d(torch.from_numpy(real.astype(np.float32)), 3, 1, 1).numpy().astype(np.uint8)
     halves, holes = real.copy(), real.copy()
@@ -123,7 +104,7 @@ def test_groups_are_what_lies_together() -> None:
 
 def test_groups_are_found_in_some_of_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfsupervised, "SHOWN", 50)
-    pixels = stripes(3000, 0)[0]
+    pixels = tiny.stripes(3000, 0)[0]
     taken: list[int] = []
     small = selfsupervised._small
     monkeypatch.setattr(selfsupervised, "_small", lambda images: (taken.append(len(images)), small(images))[1])
@@ -133,7 +114,7 @@ def test_groups_are_found_in_some_of_many_pictures(monkeypatch: pytest.MonkeyPat
 
 def test_large_pictures_are_seen_as_squares_and_come_back_from_their_file(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 1, 40, 30), np.uint8)
-    made = last(networks.train_self_supervised(pixels, seed=0, steps=1, batch=4))
+    made = tiny.last(networks.train_self_supervised(pixels, seed=0, steps=1, batch=4))
     assert made.trunk.channels == 4  # squares of 2 x 2: no convolution works at more than 32 x 32
     networks.save(made, tmp_path / "x.safetensors")
     again = networks.load(tmp_path / "x.safetensors")
@@ -143,7 +124,7 @@ def test_large_pictures_are_seen_as_squares_and_come_back_from_their_file(tmp_pa
     with torch.no_grad():
         assert float(made.perceptual(images, images).abs().max()) < 1e-6
         assert float(made.perceptual(images, images.flip(0)).min()) > 0
-    whole = last(networks.train_self_supervised(pixels, seed=0, steps=1, batch=4, whole=True))
+    whole = tiny.last(networks.train_self_supervised(pixels, seed=0, steps=1, batch=4, whole=True))
     assert whole.trunk.channels == 1
 
 
@@ -155,7 +136,7 @@ def test_neighbours_in_features_are_as_alike_as_in_pixels(
     monkeypatch.setenv("MOYAI_DATA", str(real_data))
     images = idx.read(IdxConfig(name="fashion-mnist", download=False), tmp_path)
     pixels, labels = np.asarray(images.pixels), images.fields["class"]
-    judge = last(networks.train_self_supervised(pixels[:20000], seed=0))
+    judge = tiny.last(networks.train_self_supervised(pixels[:20000], seed=0))
     known, asked = np.arange(5000), np.arange(20000, 21500)
     plain = torch.from_numpy(pixels.astype(np.float32)).flatten(1)
     by_pixels = neighbour_accuracy(plain[known], labels[known], plain[asked], labels[asked])
