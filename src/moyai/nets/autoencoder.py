@@ -33,24 +33,8 @@ from moyai.nets.config import AutoencoderConfig
 from moyai.nets.layers import Downsample, ResBlock, Upsample, groups_for, silu, zeroed
 
 EPS = 1e-6  # of every normalisation, as in the published weights
-FINER = (
-    5,
-    10,
-    1,
-    2,
-    7,
-    11,
-    0,
-    3,
-    4,
-    8,
-    15,
-    6,
-    9,
-    13,
-    14,
-    12,
-)  # rows of `_haar4`, by power in photographs and in brains
+# Rows of `_haar4`, by power in photographs and in brains.
+FINER = (5, 10, 1, 2, 7, 11, 0, 3, 4, 8, 15, 6, 9, 13, 14, 12)
 START_LOGVAR = -6.0  # of a posterior that starts on the shortcut: noise of 0.05 on values in [-1, 1]
 
 

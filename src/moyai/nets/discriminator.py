@@ -36,8 +36,8 @@ def _norm(kind: str, channels: int) -> nn.Module | None:
     if kind == "none":
         return None
     if kind == "batch":
-        # By the batch's own statistics, always: the discriminator is never asked for anything but to train. Running
-        # means would be idle, and would keep what a step that is not applied left in them.
+        # By the batch's own statistics, always: also where held-out pictures are judged while it trains. Running
+        # means would keep what a step that is not applied left in them.
         return nn.BatchNorm2d(channels, track_running_stats=False)
     return nn.GroupNorm(groups_for(channels, min(32, max(1, channels // IN_A_GROUP))), channels)
 
