@@ -259,7 +259,8 @@ def _nearest(z: Tensor, vectors: Tensor) -> Tensor:
     least, codes = scores.min(1)
     reach = (near.norm(dim=1) + targets.norm(dim=1).max()).square()
     error = (z.shape[1] + 4) * torch.finfo(torch.float32).eps * reach  # bounds the error of a difference of two scores
-    doubt = ((scores <= (least + error)[:, None]).sum(1) > 1).nonzero().flatten()
+    second = scores.scatter_(1, codes[:, None], math.inf).amin(1)
+    doubt = (second <= least + error).nonzero().flatten()
     if len(doubt):
         distances = torch.cdist(z[doubt], vectors, compute_mode="donot_use_mm_for_euclid_dist")
         codes[doubt] = distances.argmin(1)
