@@ -280,6 +280,13 @@ def test_copies_are_judged_by_group(tmp_path: Path) -> None:
     assert found.plain()["copies"]["pixels"]["by_group"] == {str(i): 1 for i in range(30)}
 
 
+def test_slices_of_one_person_are_said_to_be_alike() -> None:
+    facts = {"held out": 263, "groups held out": 13}
+    assert assessment.grouped(facts).startswith("the 263 held-out pictures are of 13 groups, and those of a group are")
+    assert assessment.grouped({"held out": 263, "groups held out": 263}) == ""
+    assert assessment.grouped({"held out": 263}) == ""
+
+
 def test_large_pictures_are_averaged_before_copies_are_looked_for() -> None:
     pixels = np.arange(2 * 3 * 80 * 90, dtype=np.int64).reshape(2, 3, 80, 90) % 251
     small = rows._small(pixels.astype(np.uint8))

@@ -223,6 +223,8 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         texts = [row if not number else column[number] for row, column in cells.items()]
         yield f"{lines[0]:{label}}" + "".join(f"{t:>{w}}" for t, w in zip(texts, widths.values(), strict=True))
         yield from (f"  {line}" for line in lines[1:])
+    if told := assessment.grouped(facts):
+        yield told
     if told := assessment.with_what(rows):
         yield told
     about: dict[str, dict[str, None]] = {}

@@ -161,6 +161,8 @@ def assess_pictures(
     values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
     counts = {"samples": len(samples.pixels), "held out": len(index), "reference": len(reference.features)}
     facts = {"extractor": str(extractor.source), **counts}
+    if groups is not None:
+        facts["groups held out"] = len(np.unique(groups))
     if isinstance(extractor, OwnExtractor):
         facts["extractor is able to"] = extractor.able
     return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
@@ -206,6 +208,17 @@ def cost(rate: Mapping[str, Any]) -> str:
     return (
         f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']} "
         f"({rate['pictures']} pictures{'' if rate['unit'] == 'bits/code' else '; an upper bound'})"
+    )
+
+
+def grouped(facts: Mapping[str, Any]) -> str:
+    """What groups do to the intervals, in a sentence; "" where the held-out pictures are one a group."""
+    groups, count = facts.get("groups held out", 0), facts["held out"]
+    return (
+        f"the {count:,} held-out pictures are of {groups:,} groups, and those of a group are alike: the intervals of "
+        "what is measured on them take them for independent and are too narrow"
+        if 0 < groups < count
+        else ""
     )
 
 

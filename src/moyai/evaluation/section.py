@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moyai.evaluation import curves, gallery, page, snapshots
-from moyai.evaluation.assessment import cost, meaning, ordered, shown, with_what
+from moyai.evaluation.assessment import cost, grouped, meaning, ordered, shown, with_what
 from moyai.files import read_json
 
 RESULT = Path("evaluation.json")
@@ -96,6 +96,8 @@ def _tables(rows: Rows, names: Sequence[str], facts: Mapping[str, Any]) -> list[
         notes.append(f"This extractor can {able}.")
     if rate := facts.get("likelihood"):
         notes.append(f"{cost(rate).capitalize()}.")
+    if told := grouped(facts):
+        notes.append(f"{told[0].upper()}{told[1:]}.")
     if told := with_what(rows):
         notes.append(f"{told.capitalize()}.")
     return [
