@@ -29,13 +29,16 @@ def test_statistics_are_those_of_samples_of_the_posterior() -> None:
     statistics = LatentStatistics()
     for start in range(0, 60, 7):  # in portions of any size
         statistics.add({"mean": mean[start : start + 7], "std": std[start : start + 7]})
-    found_mean, found_std = statistics.result()
+    found_mean, found_std = statistics.result("channels")
     flat, spread = (t.double().permute(1, 0, 2, 3).flatten(1).numpy() for t in (mean, std))
     np.testing.assert_allclose(found_mean, flat.mean(1), rtol=1e-6)
     np.testing.assert_allclose(found_std, np.sqrt(flat.var(1) + (spread**2).mean(1)), rtol=1e-6)
     # And those of drawn samples, which is what the prior sees.
     drawn = torch.cat([mean + std * torch.randn(std.shape, generator=generator) for _ in range(50)])
     np.testing.assert_allclose(found_std, drawn.double().std((0, 2, 3)), rtol=0.02)
+    same_mean, common = statistics.result("whole")
+    assert torch.equal(same_mean, found_mean)
+    np.testing.assert_allclose(common, np.sqrt(np.square(found_std.double().numpy()).mean()).repeat(3), rtol=1e-6)
 
 
 def test_normalised_latents_have_unit_scale() -> None:
@@ -43,10 +46,14 @@ def test_normalised_latents_have_unit_scale() -> None:
     statistics = LatentStatistics()
     stored = made.store(images)
     statistics.add(stored)
-    made.measured(statistics.result())
+    made.measured(statistics.result("channels"))
     z = torch.cat([made.latents(stored, Draw(0, step, 40)) for step in range(30)])
     assert z.mean((0, 2, 3)).tolist() == pytest.approx([0] * 4, abs=0.05)
     assert z.std((0, 2, 3)).tolist() == pytest.approx([1] * 4, abs=0.05)
+    made.measured(statistics.result("whole"))
+    z = torch.cat([made.latents(stored, Draw(0, step, 40)) for step in range(30)])
+    assert float(z.square().mean()) == pytest.approx(1, abs=0.05)
+    assert len(made.std.unique()) == 1
 
 
 def test_encode_is_the_normalised_mode_and_decode_its_inverse() -> None:

@@ -418,8 +418,46 @@ def test_the_gradient_through_a_grid_is_that_of_its_bound() -> None:
     torch.testing.assert_close(passed, slope)
 
 
+@pytest.mark.parametrize("levels", LEVELS)
+def test_a_grid_is_undone_up_to_its_rounding(levels: tuple[int, ...]) -> None:
+    made, fine = FSQ(FSQConfig(levels=levels)), FSQ(FSQConfig(levels=(255,) * len(levels)))
+    for grid in (made, fine):
+        grid.centre.fill_(0.3)
+        grid.spread.fill_(0.2)
+        points = grid(0.3 + 0.2 * normal(6, len(levels), 20, 20)).values
+        torch.testing.assert_close(grid(grid.restored(points)).values, points)  # each level stands for itself
+    h = 0.3 + 0.2 * normal(6, len(levels), 20, 20).clamp(-2, 2)
+    torch.testing.assert_close(fine.restored(fine(h).values), h, atol=0.012, rtol=0)
+
+
+def test_a_grid_is_laid_over_the_first_latents_so_that_every_level_is_used() -> None:
+    """Fine detail a hundred times weaker than the rest, and a channel that never changes."""
+    h = (
+        normal(16, 3, 20, 20) * torch.tensor([1.0, 0.01, 0.0])[:, None, None]
+        + torch.tensor([0.2, -0.1, 0.5])[:, None, None]
+    )
+    made = FSQ(FSQConfig(levels=(8, 8, 8)))
+    assert [len(made(h).values[:, i].unique()) for i in range(3)] != [8, 8, 1]
+    made.initialise(made(h).z)
+    torch.testing.assert_close(made.centre.flatten(), h.mean((0, 2, 3)), atol=1e-3, rtol=1e-3)
+    inside = (h - made.centre).abs() / made.spread < math.atanh(0.95)
+    assert inside.float().mean((0, 2, 3)).tolist() == pytest.approx([0.999, 0.999, 1], abs=2e-4)
+    assert float(made.spread[2]) == 1
+    values = made(h).values
+    assert [len(values[:, i].unique()) for i in range(3)] == [8, 8, 1]
+    error = (made.restored(values) - h).std((0, 2, 3)) / h.std((0, 2, 3)).clamp_min(1e-6)
+    assert float(error[:2].max()) < 0.25  # a uniform grid over three standard deviations either way: 0.22
+
+
+def test_gradients_pass_a_grid_and_its_way_back_as_if_there_were_none() -> None:
+    made = FSQ(FSQConfig(levels=(255, 255)))
+    h = normal(2, 2, 4, 4).clamp(-1.5, 1.5).requires_grad_()
+    (passed,) = torch.autograd.grad(made.restored(made(h).values).sum(), h)
+    torch.testing.assert_close(passed, torch.ones_like(h), atol=0.04, rtol=0)
+
+
 def test_a_grid_has_no_weights_and_not_too_many_points() -> None:
-    assert FSQ(FSQConfig()).state_dict() == {}
+    assert list(FSQ(FSQConfig()).parameters()) == []
     assert FSQ(FSQConfig(levels=(256,) * 7 + (127,))).size == 127 * 256**7
     with pytest.raises(ConfigError, match=r"2\^63"):
         FSQ(FSQConfig(levels=(256,) * 7 + (128,)))

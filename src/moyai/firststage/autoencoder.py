@@ -77,7 +77,7 @@ class LatentAutoencoder(nn.Module):
         return quantized
 
     def decode(self, latents: Tensor, size: tuple[int, int] | None = None, cond: Cond | None = None) -> Tensor:
-        images = self.decoder(latents, self._vector(cond, len(latents))).float()
+        images = self.decoder(self.bottleneck.restored(latents), self._vector(cond, len(latents))).float()
         return images if size is None else images[..., : size[0], : size[1]]
 
     def compile_networks(self) -> None:

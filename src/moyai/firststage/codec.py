@@ -9,6 +9,11 @@ measured once over the whole set and saved with the first stage (others take one
 Diffusion's 0.18215 is such a number). What the cache stores of each picture is the distribution, (mean, std), never
 one noisy sample of it: a cached sample would be noise that no prior can predict.
 
+With `codec.scale="whole"` all channels are divided by one number, the root mean square of their standard deviations.
+Channels that the shortcut carries are a picture's coarse part and its fine ones, which are a fraction as strong: noise
+then hides these first, and they are drawn last, on what is there already, as in pixels. Each divided by its own, the
+finest detail is worth as much to the loss, and is decided as early, as the whole picture's shape.
+
 Over a codebook or a grid the prior sees latents *before* quantisation, which have no noise of their own; the codec
 quantises once, before decoding. A prior over codes sees which code each place has instead. Without a first stage (Ho
 et al. 2020) the latents are the pixels as they are.
@@ -16,7 +21,7 @@ et al. 2020) the latents are the pixels as they are.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +76,12 @@ class LatentStatistics:
         self.sum = self.sum + mean.sum((0, 2, 3))
         self.sum_square = self.sum_square + second.sum((0, 2, 3))
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """(mean, std) of each channel, float32 (c,)."""
+    def result(self, scale: Literal["channels", "whole"] = "channels") -> tuple[Tensor, Tensor]:
+        """(mean, std) of each channel, float32 (c,); the root mean square of the stds for all of them by "whole"."""
         mean = self.sum / self.count
         variance = self.sum_square / self.count - mean.square()
+        if scale == "whole":
+            variance = variance.mean().expand_as(variance)
         return mean.float(), variance.clamp_min(1e-12).sqrt().float()
 
 

@@ -56,7 +56,9 @@ class FSQConfig(Config):
     """Finite scalar quantisation: every channel is bounded and rounded to few levels (Mentzer et al. 2024)."""
 
     levels: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field(
-        (8, 5, 5, 5), description="of each channel of the latents; their product is the number of codes"
+        (8, 5, 5, 5),
+        description="of each channel of the latents, the first of which has most of the picture; their product is the "
+        "number of codes",
     )
 
 
@@ -171,9 +173,12 @@ class DecoderConfig(Config):
 
 
 class LatentCodecConfig(Config):
-    """The prior lives in the first stage's latents, normalised by their own mean and standard deviation."""
+    """The prior lives in the first stage's latents, each channel less its own mean, over a standard deviation."""
 
     kind: Literal["latent"] = "latent"
+    scale: Literal["channels", "whole"] = Field(
+        "channels", description="each channel's own standard deviation, or one of all channels together"
+    )
 
 
 class PixelCodecConfig(Config):

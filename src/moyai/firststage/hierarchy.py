@@ -83,6 +83,9 @@ class Hierarchy(nn.Module):
         top, bottom = self.split(latents)
         return self.joined((self.top.quantize(top), self.bottom.quantize(bottom)))
 
+    def restored(self, values: Tensor) -> Tensor:
+        return values
+
 
 class HierarchicalAutoencoder(LatentAutoencoder):
     """An autoencoder of two maps; `config.factor` is that of the bottom, `factor` that of the top.

@@ -45,7 +45,10 @@ class Bottleneck(Protocol):
         """The posterior of an encoder's output (B, moments, h, w)."""
 
     def quantize(self, z: Tensor) -> Tensor:
-        """Latents as the decoder takes them; the identity where they are continuous."""
+        """Latents as the codec keeps them; the identity where they are continuous."""
+
+    def restored(self, values: Tensor) -> Tensor:
+        """Such latents as the decoder's networks take them, in the coordinates of the encoder's output."""
 
 
 class DiagonalGaussian:
@@ -86,3 +89,6 @@ class Gaussian(nn.Module):
 
     def quantize(self, z: Tensor) -> Tensor:
         return z
+
+    def restored(self, values: Tensor) -> Tensor:
+        return values

@@ -22,7 +22,11 @@ levels. With span = (L - 1)(1 - 0.001) / 2, offset = 0 for odd L and 1/2 for eve
 
     z = (tanh(h + tan(offset / span)) span - offset) / width,        value = round(width z) / width
 
-and the code is sum_i (width_i value_i + width_i) prod_{j < i} L_j.
+and the code is sum_i (width_i value_i + width_i) prod_{j < i} L_j. Here h is the encoder's output less `centre`, over
+`spread`: of each channel the mean of the first latents, and what lets 99.9 % of them lie where |tanh| < 0.95, so that
+from the first step on all levels are in use, as they are of a codebook that starts from k-means (the paper leaves it to
+the encoder to find the scale, which a channel of fine detail does not in an hour). `restored` goes back into the
+encoder's coordinates.
 
 A prior sees z; `quantize` takes any z to its value and a value to itself.
 """
@@ -44,6 +48,7 @@ ROUNDS = 10  # of k-means
 START_LATENTS = 2**15  # k-means looks at no more latents than this, or one for each vector
 SCORES = 2**20  # distances held at a time, few enough for a processor's cache; 64 times as many on an accelerator
 BOUND_MARGIN = 1e-3  # the paper's eps: how far the bound stays off the outermost rounding edge
+WITHIN, EDGE = 0.999, math.atanh(0.95)  # the share of the first latents that lies within this of a grid's middle
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class VectorQuantizer(nn.Module):
         if self.config.update == "gradient":
             penalty = penalty + (z.detach() - chosen).square().flatten(1).mean(1)
         return Quantized(z, _straight_through(z, chosen), codes, penalty)
+
+    def restored(self, values: Tensor) -> Tensor:
+        return values
 
     def quantize(self, z: Tensor) -> Tensor:
         """(B, channels, h, w), of any length where codes are cosine, to the nearest vectors."""
@@ -186,9 +194,15 @@ class VectorQuantizer(nn.Module):
 
 
 class FSQ(nn.Module):
-    """A grid: channel i of the latents has `config.levels[i]` levels. It has no weights. ConfigError where the grid
-    has more points than 64 bits can count."""
+    """A grid: channel i of the latents has `config.levels[i]` levels. ConfigError where the grid has more points than
+    64 bits can count.
 
+    `centre` and `spread`, (C, 1, 1), lay it over the encoder's output; `initialised` is whether `initialise` did.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    initialised: Tensor
     levels: Tensor
     basis: Tensor
     span: Tensor
@@ -202,6 +216,9 @@ class FSQ(nn.Module):
         if self.size >= 2**63:
             raise ConfigError(f"a grid of levels {list(config.levels)} has {self.size} codes; possible: below 2^63")
         self.channels = self.moments = len(config.levels)
+        self.register_buffer("centre", torch.zeros(self.channels, 1, 1))
+        self.register_buffer("spread", torch.ones(self.channels, 1, 1))
+        self.register_buffer("initialised", torch.tensor(False))
         levels = np.array(config.levels)
         span = (levels - 1) * (1 - BOUND_MARGIN) / 2
         offset = np.where(levels % 2 == 1, 0.0, 0.5)
@@ -215,9 +232,33 @@ class FSQ(nn.Module):
 
     def forward(self, h: Tensor) -> Quantized:
         """h: (B, channels, h, w), the encoder's output, without bounds."""
-        z = (torch.tanh(h.float() + self.shift) * self.span - self.offset) / self.width
+        reach = (h.float() - self.centre) / self.spread
+        z = (torch.tanh(reach + self.shift) * self.span - self.offset) / self.width
         values = _straight_through(z, self.quantize(z.detach()))
         return Quantized(z, values, self.codes_of(z), z.new_zeros(len(z)))
+
+    @torch.no_grad()
+    def initialise(self, z: Tensor) -> None:
+        """Lays the grid over latents z (B, channels, h, w), as `forward` makes them while nothing is laid yet."""
+        reach = (
+            torch.atanh(((z.double() * self.width + self.offset) / self.span).clamp(-1 + 1e-6, 1 - 1e-6)) - self.shift
+        )
+        values = _rows(reach)
+        centre = values.mean(0)
+        away = (values - centre).abs().sort(0).values[math.ceil(WITHIN * len(values)) - 1]
+        self.centre.copy_(centre[:, None, None])
+        self.spread.copy_(torch.where(away > 0, away / EDGE, 1.0)[:, None, None])  # 1: a channel always the same
+        self.initialised.fill_(True)
+
+    def restored(self, values: Tensor) -> Tensor:
+        """(B, channels, h, w) of the grid to the encoder's outputs that they stand for, the inverse of the bound.
+
+        An outermost level stands for the middle of its tanh. Gradients pass it as the bound's inverse has them there.
+        """
+        height = (values.float() * self.width + self.offset) / self.span
+        most = 1 - 0.5 / (self.levels[:, None, None] - 1)
+        height = height + (torch.maximum(torch.minimum(height, most), -most) - height).detach()
+        return (torch.atanh(height) - self.shift) * self.spread + self.centre
 
     def quantize(self, z: Tensor) -> Tensor:
         """(B, channels, h, w) to the nearest levels, in [-1, 1]; it rounds and clips, and does not bound again."""

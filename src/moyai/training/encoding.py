@@ -15,6 +15,7 @@ from moyai.checkpoints import models, native
 from moyai.data import latents
 from moyai.data.images import ImageSet
 from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
+from moyai.firststage.config import CodecConfig, LatentCodecConfig
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training.record import Record
@@ -49,7 +50,7 @@ def encode_pictures(
             flips = recipe.data.flip and half == "train"
             latents.build(folder / half, images, codec, flips=flips, device=device, progress=told)
         if not known:
-            _measure(codec, halves["train"], folder)
+            _measure(codec, recipe.codec, halves["train"], folder)
         for half, images in halves.items():
             latents.seal(folder / half, codec=codec.digest(), data=images.fingerprint, count=images.count)
 
@@ -62,13 +63,13 @@ def _prior_begun_on(stage: Path, codec: str) -> bool:
     return newest is not None and newest.manifest["info"].get("codec") == codec
 
 
-def _measure(codec: Codec, train: ImageSet, folder: Path) -> None:
+def _measure(codec: Codec, config: CodecConfig, train: ImageSet, folder: Path) -> None:
     """The statistics of all training latents, into the codec and the run."""
-    if isinstance(codec, LatentCodec):
+    if isinstance(codec, LatentCodec) and isinstance(config, LatentCodecConfig):
         statistics = LatentStatistics()
         cache = latents.read(folder / "train", train, codec=None)
         for variant in cache.variants:
             for stored in cache.stored(variant, 4096):
                 statistics.add(stored)
-        codec.measured(statistics.result())
+        codec.measured(statistics.result(config.scale))
     native.commit(folder, "statistics", {"statistics": {"mean": codec.mean, "std": codec.std}}, {})

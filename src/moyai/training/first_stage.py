@@ -22,7 +22,7 @@ from moyai.firststage.hierarchy import code_maps, quantizers
 from moyai.firststage.instruments import Measurement
 from moyai.firststage.objective import Objective
 from moyai.firststage.posterior import Posterior
-from moyai.firststage.quantization import VectorQuantizer
+from moyai.firststage.quantization import FSQ, VectorQuantizer
 from moyai.firststage.rivalry import Rival
 from moyai.nets.precision import autocast, placed
 from moyai.randomness import Draw
@@ -170,7 +170,11 @@ class FirstStageTraining:
         """Put new codebooks where the latents of training pictures are, before the first step; coarse ones first,
         which decide the latents of finer ones."""
         for name, codebook in quantizers(self.autoencoder.bottleneck).items():
-            if isinstance(codebook, VectorQuantizer) and not bool(codebook.initialised):
+            if bool(codebook.initialised):
+                continue
+            if isinstance(codebook, FSQ):
+                codebook.initialise(self._first_latents(name, 1))
+            else:
                 key = "first_stage.top_codebook.size" if name == "top" else "first_stage.codebook.size"
                 codebook.initialise(self._first_latents(name, codebook.size), draw, key)
 
