@@ -346,3 +346,15 @@ def test_what_cannot_be_is_said(change: dict[str, Any], said: str) -> None:
     tree = {"name": "x", "data": {"kind": "digits"}, "first_stage": {"kind": "vq2"}, "prior": {"kind": "codes"}}
     with pytest.raises(ConfigError, match=said):
         reading.parse(tree | change)
+
+
+@pytest.mark.parametrize(("factor", "channels"), [(2, 2), (4, 4), (4, 6)])
+def test_each_map_goes_past_the_networks_its_own_way(factor: int, channels: int) -> None:
+    """The coarse vectors, which the decoder is shown beside the fine ones, are no bands of the fine ones' picture."""
+    top, bottom = (VectorQuantizer(CodebookConfig(size=16, start="uniform"), channels) for _ in range(2))
+    net = AutoencoderConfig(factor=factor, width=8, multipliers=(1,) * factor.bit_length(), groups=4)
+    made = HierarchicalAutoencoder(net, 1, Hierarchy(top, bottom, 2)).eval()
+    coarse, fine = noise(2, channels, 3, 5), noise(2, channels, 6, 10, seed=1)
+    with torch.no_grad():
+        shown = made.decode(made.bottleneck.joined((coarse, fine)))
+    torch.testing.assert_close(shown, enlarged(fine, factor, 1) + enlarged(coarse, 2 * factor, 1))

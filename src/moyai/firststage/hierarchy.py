@@ -148,7 +148,7 @@ class HierarchicalAutoencoder(LatentAutoencoder):
         self.top = Encoder(above, features, moments=top, vector_width=width)
         self.coarse = Decoder(above, features, vector_width=width)
         both = config.model_copy(update={"latent_channels": bottom + top})
-        self.decoder = Decoder(both, image_channels, vector_width=width)
+        self.decoder = Decoder(both, image_channels, vector_width=width, past=bottom)  # the top's has its own way
         self.factor *= ratio
         self.past = config.shortcut
         if self.past:

@@ -194,9 +194,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pictures: (B, latent, h, w) -> (B, C, factor h, factor w); vector_width as the encoder's."""
+    """Latents to pictures: (B, latent, h, w) -> (B, C, factor h, factor w); vector_width as the encoder's.
 
-    def __init__(self, config: AutoencoderConfig, channels: int, *, vector_width: int | None = None) -> None:
+    past: how many of the latents, the first, the shortcut takes; all where it is None.
+    """
+
+    def __init__(
+        self, config: AutoencoderConfig, channels: int, *, vector_width: int | None = None, past: int | None = None
+    ) -> None:
         super().__init__()
         widths = _widths(config)[::-1]
         before = widths[0]
@@ -213,6 +218,7 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups_for(before, config.groups), before, EPS)
         self.conv_out = nn.Conv2d(before, channels, 3, padding=1)
         self.shortcut = (2 ** (len(widths) - 1), channels) if config.shortcut else None
+        self.past = past
         if self.shortcut is not None:
             zeroed(self.conv_out)
 
@@ -225,5 +231,5 @@ class Decoder(nn.Module):
         with torch.autocast(h.device.type, enabled=False):
             images: Tensor = self.conv_out(h.to(self.conv_out.weight.dtype))
             if self.shortcut is not None:
-                images = images + enlarged(latents.to(images.dtype), *self.shortcut)
+                images = images + enlarged(latents[:, : self.past].to(images.dtype), *self.shortcut)
         return images
