@@ -23,10 +23,10 @@ levels. With span = (L - 1)(1 - 0.001) / 2, offset = 0 for odd L and 1/2 for eve
     z = (tanh(h + tan(offset / span)) span - offset) / width,        value = round(width z) / width
 
 and the code is sum_i (width_i value_i + width_i) prod_{j < i} L_j. Here h is the encoder's output less `centre`, over
-`spread`: of each channel the median of the first latents, which is a level (a plain background, or the lack of detail, is
-kept as it is), and what lets 99.9 % of them lie where |tanh| < 0.95, so that from the first step on all levels are in
-use, as they are of a codebook that starts from k-means (the paper leaves it to the encoder to find the scale, which a
-channel of fine detail does not in an hour). `restored` goes back into the encoder's coordinates.
+`spread`: of each channel the median of the first latents, which is a level (a plain background, or the lack of detail,
+is kept as it is), and what lets 99.9 % of them lie where |tanh| < 0.95, so that from the first step on all levels are
+in use, as they are of a codebook that starts from k-means (the paper leaves it to the encoder to find the scale, which
+a channel of fine detail does not in an hour). `restored` goes back into the encoder's coordinates.
 
 A prior sees z; `quantize` takes any z to its value and a value to itself.
 """
