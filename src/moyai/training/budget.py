@@ -117,7 +117,7 @@ def _first_stage_seconds(
 
 
 def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: float, forwards: int) -> Plan:
-    """Split `budget.minutes`. pictures: how many are encoded; forwards: sampler forwards of report and previews."""
+    """Split `budget.minutes`. pictures: how many are encoded; forwards: of the sampler (`sampler_forwards`)."""
     minutes = recipe.budget.minutes or 0.0
     aside = {
         "spent before training": elapsed,
@@ -145,14 +145,15 @@ def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: f
 
 
 def sampler_forwards(recipe: Recipe, facts: DataFacts) -> int:
-    """The forwards of the sampler that a run's report and previews take, over batches of pictures."""
+    """The forwards of the sampler that a run's report and its last preview take, over batches of pictures. Other
+    previews are as many as OVERHEAD pays for (`resolve.train_intervals`)."""
     sampling, pictures = recipe.sampling, recipe.report
     count = pictures.per_class * len(facts.classes) if facts.classes else pictures.samples
     evaluations, preview = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1), PREVIEW_STEPS
     if recipe.prior.kind == "codes":  # a forward is a code
         factor = recipe.first_stage.net.factor or 1
         evaluations = preview = -(-facts.height // factor) * -(-facts.width // factor)
-    return -(-count // sampling.batch) * evaluations + 40 + 10 * 2 * preview
+    return -(-count // sampling.batch) * evaluations + 40 + preview
 
 
 def _with_some_steps(recipe: Recipe) -> Recipe:
