@@ -437,19 +437,19 @@ def test_a_grid_is_laid_over_the_first_latents_so_that_every_level_is_used() -> 
         + torch.tensor([0.2, -0.1, 0.5])[:, None, None]
     )
     made = FSQ(FSQConfig(levels=(8, 8, 8)))
-    assert len(made(h).values[:, 1].unique()) <= 2  # as it comes
+    assert [len(made(h).values[:, i].unique()) for i in range(3)] != [8, 8, 1]
     made.initialise(made(h).z)
     middle = rows(h).median(0).values
     torch.testing.assert_close(made.centre.flatten(), middle, atol=1e-6, rtol=1e-5)
     kept = made.restored(made(middle[None, :, None, None]).values).flatten()  # what most of a flat picture is
     torch.testing.assert_close(kept, middle, atol=2e-3, rtol=0)
-    inside = (h - made.centre).abs() / made.spread <= 1.25
+    inside = (h - made.centre).abs() / made.spread < math.atanh(0.95)
     assert inside.float().mean((0, 2, 3)).tolist() == pytest.approx([0.999, 0.999, 1], abs=2e-4)
     assert float(made.spread[2]) == 1
     values = made(h).values
-    assert [len(values[:, i].unique()) for i in range(3)] in ([7, 7, 1], [8, 7, 1], [7, 8, 1], [8, 8, 1])
+    assert [len(values[:, i].unique()) for i in range(3)] == [8, 8, 1]
     error = (made.restored(values) - h).std((0, 2, 3)) / h.std((0, 2, 3)).clamp_min(1e-6)
-    assert float(error[:2].max()) < 0.3  # seven levels evenly over 3.3 standard deviations either way: 0.29
+    assert float(error[:2].max()) < 0.25  # a uniform grid over three standard deviations either way: 0.22
 
 
 def test_gradients_pass_a_grid_and_its_way_back_as_if_there_were_none() -> None:

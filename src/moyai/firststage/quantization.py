@@ -24,10 +24,9 @@ levels. With span = (L - 1)(1 - 0.001) / 2, offset = 0 for odd L and 1/2 for eve
 
 and the code is sum_i (width_i value_i + width_i) prod_{j < i} L_j. Here h is the encoder's output less `centre`, over
 `spread`: of each channel the median of the first latents, which is a level (a plain background, or the lack of detail,
-is kept as it is), and what lets 99.9 % of them lie within 1.25, where tanh is straight enough for strong detail to meet
-levels not much coarser than weak detail does. So from the first step on nearly all levels are in use, as they are of a
-codebook that starts from k-means (the paper leaves it to the encoder to find the scale, which a channel of fine detail
-does not in an hour). `restored` goes back into the encoder's coordinates.
+is kept as it is), and what lets 99.9 % of them lie where |tanh| < 0.95, so that from the first step on all levels are
+in use, as they are of a codebook that starts from k-means (the paper leaves it to the encoder to find the scale, which
+a channel of fine detail does not in an hour). `restored` goes back into the encoder's coordinates.
 
 A prior sees z; `quantize` takes any z to its value and a value to itself.
 """
@@ -49,7 +48,7 @@ ROUNDS = 10  # of k-means
 START_LATENTS = 2**15  # k-means looks at no more latents than this, or one for each vector
 SCORES = 2**20  # distances held at a time, few enough for a processor's cache; 64 times as many on an accelerator
 BOUND_MARGIN = 1e-3  # the paper's eps: how far the bound stays off the outermost rounding edge
-WITHIN, EDGE = 0.999, 1.25  # the share of the first latents that lies within this of a grid's middle
+WITHIN, EDGE = 0.999, math.atanh(0.95)  # the share of the first latents that lies within this of a grid's middle
 
 
 @dataclass(frozen=True)
