@@ -12,7 +12,8 @@ from moyai.errors import ConfigError
 from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.codec import LatentCodec, LatentStatistics
 from moyai.firststage.config import CodebookConfig, FSQConfig
-from moyai.firststage.quantization import FSQ, VectorQuantizer
+from moyai.firststage.grid import FSQ
+from moyai.firststage.quantization import VectorQuantizer
 from moyai.nets.config import AutoencoderConfig
 from moyai.randomness import Draw
 

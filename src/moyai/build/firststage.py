@@ -19,9 +19,10 @@ from moyai.firststage.config import (
     VQ2FirstStage,
     VQFirstStage,
 )
+from moyai.firststage.grid import FSQ
 from moyai.firststage.hierarchy import HierarchicalAutoencoder, Hierarchy
 from moyai.firststage.posterior import Gaussian
-from moyai.firststage.quantization import FSQ, VectorQuantizer
+from moyai.firststage.quantization import VectorQuantizer
 from moyai.firststage.rivalry import Rival
 from moyai.nets.discriminator import PatchDiscriminator
 from moyai.nets.precision import placed

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from moyai.errors import ConfigError
 from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.grid import FSQ
 from moyai.firststage.hierarchy import Hierarchy, quantizers
-from moyai.firststage.quantization import FSQ, VectorQuantizer
+from moyai.firststage.quantization import VectorQuantizer
 from moyai.nets.precision import Precision, autocast
 from moyai.randomness import Draw
 

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from moyai.batch import Cond
 from moyai.firststage.autoencoder import LatentAutoencoder
+from moyai.firststage.grid import FSQ
 from moyai.firststage.posterior import Posterior
-from moyai.firststage.quantization import FSQ, Quantized, VectorQuantizer
+from moyai.firststage.quantization import Quantized, VectorQuantizer
 from moyai.nets.autoencoder import Decoder, Encoder, enlarged, small_picture
 from moyai.nets.config import AutoencoderConfig
 from moyai.nets.layers import zeroed

@@ -4,7 +4,7 @@ For a diagonal Gaussian N(mean, diag(std^2)) against the standard normal (Kingma
 
     KL = 1/2 sum(mean^2 + std^2 - 1 - ln std^2)
 
-summed over the latents of a picture. The posterior over a codebook or a grid is in `quantization`.
+summed over the latents of a picture. The posterior over a codebook or a grid is `quantization.Quantized`.
 
 A *bottleneck* makes the posterior of what the encoder returns, and says how many channels that must have.
 """

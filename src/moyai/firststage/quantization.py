@@ -1,4 +1,5 @@
-"""Discrete bottlenecks: latents that become one of finitely many values, a codebook's vectors or a grid's points.
+"""Discrete bottlenecks: latents that become one of finitely many values, here a codebook's vectors, in `grid` a grid's
+points.
 
 **Codebook** (van den Oord et al., "Neural discrete representation learning", 2017). A latent vector z becomes the
 nearest of K vectors e_1 .. e_K; the decoder's gradient passes straight through, d values / d z = 1. With sg the stop
@@ -17,17 +18,6 @@ chosen less than a share of the even rate, N_i < restart * mean_j N_j, is dead; 
 N_i at the even rate so that it has time to be found. With cosine codes (Yu et al., "Vector-quantized image modeling
 with improved VQGAN", 2022, section 3.2) latents and vectors have length 1.
 
-**Grid** (Mentzer et al., "Finite scalar quantization: VQ-VAE made simple", 2024, appendix A.1). Channel i has L_i
-levels. With span = (L - 1)(1 - 0.001) / 2, offset = 0 for odd L and 1/2 for even, width = floor(L / 2),
-
-    z = (tanh(h + tan(offset / span)) span - offset) / width,        value = round(width z) / width
-
-and the code is sum_i (width_i value_i + width_i) prod_{j < i} L_j. Here h is the encoder's output less `centre`, over
-`spread`: of each channel the median of the first latents, which is a level (a plain background, or the lack of detail,
-is kept as it is), and what lets 99.9 % of them lie where |tanh| < 0.95, so that from the first step on all levels are
-in use, as they are of a codebook that starts from k-means (the paper leaves it to the encoder to find the scale, which
-a channel of fine detail does not in an hour). `restored` goes back into the encoder's coordinates.
-
 A prior sees z; `quantize` takes any z to its value and a value to itself.
 """
 
@@ -39,16 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moyai.errors import ConfigError, DataError
-from moyai.firststage.config import CodebookConfig, FSQConfig
+from moyai.errors import DataError
+from moyai.firststage.config import CodebookConfig
 from moyai.randomness import Draw, generator
 
 SMOOTHING = 1e-5  # eps of the Laplace smoothing, in latents
 ROUNDS = 10  # of k-means
 START_LATENTS = 2**15  # k-means looks at no more latents than this, or one for each vector
 SCORES = 2**20  # distances held at a time, few enough for a processor's cache; 64 times as many on an accelerator
-BOUND_MARGIN = 1e-3  # the paper's eps: how far the bound stays off the outermost rounding edge
-WITHIN, EDGE = 0.999, math.atanh(0.95)  # the share of the first latents that lies within this of a grid's middle
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ class VectorQuantizer(nn.Module):
         penalty = self.config.commitment * (z - chosen.detach()).square().flatten(1).mean(1)
         if self.config.update == "gradient":
             penalty = penalty + (z.detach() - chosen).square().flatten(1).mean(1)
-        return Quantized(z, _straight_through(z, chosen), codes, penalty)
+        return Quantized(z, straight_through(z, chosen), codes, penalty)
 
     def restored(self, values: Tensor) -> Tensor:
         return values
@@ -117,7 +105,7 @@ class VectorQuantizer(nn.Module):
     def codes_of(self, z: Tensor) -> Tensor:
         """(B, channels, h, w) to the number of the nearest vector, (B, h, w) int64; of equally near ones the lowest."""
         z = z.detach().float()
-        codes = nearest(_rows(self._scaled(z)), self._scaled(self.codebook.detach()))
+        codes = nearest(rows(self._scaled(z)), self._scaled(self.codebook.detach()))
         return codes.unflatten(0, (z.shape[0], *z.shape[2:]))
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -134,7 +122,7 @@ class VectorQuantizer(nn.Module):
         if self.config.start == "uniform":
             self.initialised.fill_(True)
             return
-        latents = _rows(self._scaled(z.float()))
+        latents = rows(self._scaled(z.float()))
         if len(latents) < self.size:
             raise DataError(
                 f"a codebook of {self.size} vectors cannot start from {len(latents)} latents "
@@ -162,7 +150,7 @@ class VectorQuantizer(nn.Module):
 
         z (B, channels, h, w) and codes (B, h, w) are those of the batch's `Quantized`. Returns the vectors restarted.
         """
-        latents, decay = _rows(self._scaled(z.float())), self.config.decay
+        latents, decay = rows(self._scaled(z.float())), self.config.decay
         counts, sums = _totals(latents, codes.flatten(), self.size)
         self.usage.mul_(decay).add_(counts.float(), alpha=1 - decay)
         if self.sums is not None:
@@ -191,95 +179,6 @@ class VectorQuantizer(nn.Module):
     def _scaled(self, vectors: Tensor) -> Tensor:
         """Vectors along dimension 1, of length 1 where codes are cosine."""
         return F.normalize(vectors, dim=1) if self.config.cosine else vectors
-
-
-class FSQ(nn.Module):
-    """A grid: channel i of the latents has `config.levels[i]` levels. ConfigError where the grid has more points than
-    64 bits can count.
-
-    `centre` and `spread`, (C, 1, 1), lay it over the encoder's output; `initialised` is whether `initialise` did.
-    """
-
-    centre: Tensor
-    spread: Tensor
-    initialised: Tensor
-    levels: Tensor
-    basis: Tensor
-    span: Tensor
-    offset: Tensor
-    shift: Tensor
-    width: Tensor
-
-    def __init__(self, config: FSQConfig) -> None:
-        super().__init__()
-        self.config, self.size = config, math.prod(config.levels)
-        if self.size >= 2**63:
-            raise ConfigError(f"a grid of levels {list(config.levels)} has {self.size} codes; possible: below 2^63")
-        self.channels = self.moments = len(config.levels)
-        self.register_buffer("centre", torch.zeros(self.channels, 1, 1))
-        self.register_buffer("spread", torch.ones(self.channels, 1, 1))
-        self.register_buffer("initialised", torch.tensor(False))
-        levels = np.array(config.levels)
-        span = (levels - 1) * (1 - BOUND_MARGIN) / 2
-        offset = np.where(levels % 2 == 1, 0.0, 0.5)
-        self._constant("span", span)
-        self._constant("offset", offset)
-        self._constant("shift", np.tan(offset / span))
-        self._constant("width", levels // 2)
-        basis = [math.prod(config.levels[:i]) for i in range(self.channels)]
-        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        self.register_buffer("basis", torch.tensor(basis), persistent=False)
-
-    def forward(self, h: Tensor) -> Quantized:
-        """h: (B, channels, h, w), the encoder's output, without bounds."""
-        reach = (h.float() - self.centre) / self.spread
-        z = (torch.tanh(reach + self.shift) * self.span - self.offset) / self.width
-        values = _straight_through(z, self.quantize(z.detach()))
-        return Quantized(z, values, self.codes_of(z), z.new_zeros(len(z)))
-
-    @torch.no_grad()
-    def initialise(self, z: Tensor) -> None:
-        """Lays the grid over latents z (B, channels, h, w), as `forward` makes them while nothing is laid yet."""
-        reach = (
-            torch.atanh(((z.double() * self.width + self.offset) / self.span).clamp(-1 + 1e-6, 1 - 1e-6)) - self.shift
-        )
-        values = _rows(reach)
-        centre = values.median(0).values
-        away = (values - centre).abs().sort(0).values[math.ceil(WITHIN * len(values)) - 1]
-        self.centre.copy_(centre[:, None, None])
-        self.spread.copy_(torch.where(away > 0, away / EDGE, 1.0)[:, None, None])  # 1: a channel always the same
-        self.initialised.fill_(True)
-
-    def restored(self, values: Tensor) -> Tensor:
-        """(B, channels, h, w) of the grid to the encoder's outputs that they stand for, the inverse of the bound.
-
-        An outermost level stands for the middle of its tanh. Gradients pass it as the bound's inverse has them there.
-        """
-        height = (values.float() * self.width + self.offset) / self.span
-        most = 1 - 0.5 / (self.levels[:, None, None] - 1)
-        height = height + (torch.maximum(torch.minimum(height, most), -most) - height).detach()
-        return (torch.atanh(height) - self.shift) * self.spread + self.centre
-
-    def quantize(self, z: Tensor) -> Tensor:
-        """(B, channels, h, w) to the nearest levels, in [-1, 1]; it rounds and clips, and does not bound again."""
-        return (self._digits(z) - self.width) / self.width
-
-    def codes_of(self, z: Tensor) -> Tensor:
-        """(B, channels, h, w) to the numbers of the nearest points of the grid, (B, h, w) int64."""
-        return (self._digits(z.detach()).long() * self.basis[:, None, None]).sum(1)
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """(B, h, w) to the points of those numbers, (B, channels, h, w)."""
-        digits = codes[:, None] // self.basis[:, None, None] % self.levels[:, None, None]
-        return (digits - self.width) / self.width
-
-    def _digits(self, z: Tensor) -> Tensor:
-        """The number of each channel's level, 0 to L - 1, as float32."""
-        digits = torch.round(z.float() * self.width) + self.width
-        return torch.minimum(digits.clamp_min(0), (self.levels[:, None, None] - 1).float())
-
-    def _constant(self, name: str, values: np.ndarray) -> None:
-        self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None], persistent=False)
 
 
 def nearest(z: Tensor, vectors: Tensor) -> Tensor:
@@ -319,12 +218,12 @@ def used(counts: Tensor) -> float:
     return float((counts > 0).double().mean())
 
 
-def _straight_through(z: Tensor, values: Tensor) -> Tensor:
+def straight_through(z: Tensor, values: Tensor) -> Tensor:
     """Exactly `values`, with the gradient of z."""
     return values.detach() + (z - z.detach())
 
 
-def _rows(z: Tensor) -> Tensor:
+def rows(z: Tensor) -> Tensor:
     """(B, C, h, w) to (B h w, C), contiguous."""
     return z.detach().movedim(1, -1).reshape(-1, z.shape[1])
 

@@ -18,11 +18,12 @@ from moyai.batch import Batch, Cond
 from moyai.data.images import ImageSet, to_uint
 from moyai.firststage.autoencoder import LatentAutoencoder
 from moyai.firststage.config import DecoderConfig, FirstStageConfig
+from moyai.firststage.grid import FSQ
 from moyai.firststage.hierarchy import code_maps, quantizers
 from moyai.firststage.instruments import Measurement
 from moyai.firststage.objective import Objective
 from moyai.firststage.posterior import Posterior
-from moyai.firststage.quantization import FSQ, VectorQuantizer
+from moyai.firststage.quantization import VectorQuantizer
 from moyai.firststage.rivalry import Rival
 from moyai.nets.precision import autocast, placed
 from moyai.randomness import Draw
@@ -95,7 +96,7 @@ class FirstStageTraining:
 
     def losses(self, batch: Batch, draw: Draw) -> Losses:
         images = _pictures(batch)
-        self._start_codebook(draw)
+        self._start_codes(draw)
         with autocast(self.precision, self.device):
             cond = self._told(batch, draw)
             posterior = self.autoencoder.encode(images, cond)
@@ -166,9 +167,9 @@ class FirstStageTraining:
             self._seen.setdefault(name, []).append((one.z.detach(), one.codes))
 
     @torch.no_grad()
-    def _start_codebook(self, draw: Draw) -> None:
-        """Put new codebooks where the latents of training pictures are, before the first step; coarse ones first,
-        which decide the latents of finer ones."""
+    def _start_codes(self, draw: Draw) -> None:
+        """Put new codebooks and grids where the latents of training pictures are, before the first step; coarse ones
+        first, which decide the latents of finer ones."""
         for name, codebook in quantizers(self.autoencoder.bottleneck).items():
             if bool(codebook.initialised):
                 continue
