@@ -26,7 +26,7 @@ def planned(minutes: float = 10.0, costs: Costs = COSTS, **changes: object) -> b
         "budget": {"minutes": minutes, "first_stage": 0.35},
     }
     recipe = tiny.recipe(Path("x"), {**none, **changes})
-    return budget.plan(recipe, costs, pictures=1000, flips=False, elapsed=20.0, forwards=40)
+    return budget.plan(recipe, costs, train=900, held_out=100, flips=False, elapsed=20.0, forwards=40)
 
 
 def test_the_split_sums_up() -> None:
@@ -59,6 +59,28 @@ def test_twice_the_minutes_or_half_the_cost_give_more_steps() -> None:
     fast = planned(costs=Costs(0.05, 0.1, 0.01, 0.5, 0.1))
     assert fast.first_stage == pytest.approx(2 * slow.first_stage, abs=1)
     assert long.prior > 2 * slow.prior
+
+
+def test_only_what_the_prior_sees_is_encoded_and_paid_for() -> None:
+    recipe = tiny.recipe(Path("x"), {f"{s}.train": {"batch": 8} for s in ("first_stage", "prior")})
+    recipe = resolve.changed(recipe, {"budget.minutes": 10.0})
+
+    def split(train: int, held_out: int = 100, **costs: float) -> budget.Plan:
+        known = {**COSTS.__dict__, "encode": 0.001, **costs}
+        return budget.plan(
+            recipe, Costs(**known), train=train, held_out=held_out, flips=False, elapsed=20.0, forwards=40
+        )
+
+    all_of_them = split(12_000, prior_step=0.02)
+    assert all_of_them.prior * 8 >= 12_000
+    assert all_of_them.seconds["encoding"] == pytest.approx(12.1, abs=0.01)
+    some, fewest = split(1_000_000, prior_step=0.02), split(1_000_000, prior_step=0.4)
+    assert 10_000 < some.prior * 8 < 1_000_000
+    assert some.seconds["encoding"] == pytest.approx(0.001 * (8 * some.prior + 100), abs=0.02)
+    assert sum(some.seconds.values()) == pytest.approx(600, abs=0.5)
+    assert fewest.prior * 8 < 10_000
+    assert fewest.seconds["encoding"] == pytest.approx(10.1, abs=0.01)
+    assert split(12_000, 10**6, prior_step=0.02).seconds["encoding"] == pytest.approx(12.256, abs=0.01)
 
 
 def test_measuring_leaves_nothing_behind() -> None:

@@ -60,7 +60,15 @@ def check(recipe: Recipe, device: torch.device) -> Iterator[str]:
     open_ended = any(getattr(resolved, stage).train.steps is None for stage in stages)
     if resolved.budget.minutes is not None and open_ended:
         elapsed = time.perf_counter() - begun
-        plan = budget.plan(resolved, costs, pictures=0, flips=resolved.data.flip, elapsed=elapsed, forwards=200)
+        plan = budget.plan(
+            resolved,
+            costs,
+            train=0,  # how many there are is not known: a hundred were read
+            held_out=0,
+            flips=resolved.data.flip,
+            elapsed=elapsed,
+            forwards=budget.sampler_forwards(resolved, facts),
+        )
         parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan.seconds.items())
         yield f"{resolved.budget.minutes:g} minutes would be split: {parts}; about {plan.overrides()}"
     yield f"peak memory so far: {peak_gib():.2f} GiB"

@@ -29,9 +29,10 @@ from moyai.recipe import resolve
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
 from moyai.training import ema
+from moyai.training.encoding import wanted
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Stage
-from moyai.training.prior import PREVIEW_STEPS, training_of
+from moyai.training.prior import PREVIEW_STEPS, VALIDATION, training_of
 from moyai.training.steps import train_step
 
 OVERHEAD = 0.06  # of training: validation, previews, checkpoints
@@ -116,12 +117,29 @@ def _first_stage_seconds(
     return total
 
 
-def plan(recipe: Recipe, costs: Costs, *, pictures: int, flips: bool, elapsed: float, forwards: int) -> Plan:
-    """Split `budget.minutes`. pictures: how many are encoded; forwards: of the sampler (`sampler_forwards`)."""
+def plan(
+    recipe: Recipe, costs: Costs, *, train: int, held_out: int, flips: bool, elapsed: float, forwards: int
+) -> Plan:
+    """Split `budget.minutes`. train, held_out: pictures; forwards: of the sampler (`sampler_forwards`).
+
+    Only pictures that the prior will see are encoded, and what is not encoded leaves time for steps, which see more.
+    """
+    batch = recipe.prior.train.batch
+    few, many = wanted(0, batch, train), train  # the more are paid for, the fewer the prior has steps for
+    while many - few > 1:
+        middle = (few + many) // 2
+        seen = wanted(_split(recipe, costs, middle, held_out, flips, elapsed, forwards).prior, batch, train)
+        few, many = (middle, many) if seen > middle else (few, middle)
+    return _split(recipe, costs, many, held_out, flips, elapsed, forwards)
+
+
+def _split(recipe: Recipe, costs: Costs, train: int, held_out: int, flips: bool, elapsed: float, forwards: int) -> Plan:
+    """The plan where `train` pictures are encoded."""
     minutes = recipe.budget.minutes or 0.0
+    pictures = train * (2 if flips else 1) + min(held_out, VALIDATION)
     aside = {
         "spent before training": elapsed,
-        "encoding": pictures * (2 if flips else 1) * costs.encode,
+        "encoding": pictures * costs.encode,
         "samples and report": forwards * costs.sampler_forward + 5.0,
         "margin": MARGIN * minutes * 60,
     }

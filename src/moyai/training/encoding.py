@@ -1,4 +1,6 @@
-"""The latents stage: every picture encoded once, and the statistics of the training latents measured.
+"""The latents stage: every picture the prior will see encoded once, and the statistics of the latents measured.
+
+A prior whose steps do not come to all training pictures is given as many as they come to, chosen at random.
 
 The statistics are the prior's coordinates. Once a prior was begun in them they stay as they are, also where the data
 have changed since; until then they are measured anew. Both halves of the data are sealed last, each with the codec and
@@ -9,6 +11,7 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from moyai.checkpoints import models, native
@@ -16,9 +19,29 @@ from moyai.data import latents
 from moyai.data.images import ImageSet
 from moyai.firststage.codec import Codec, LatentCodec, LatentStatistics
 from moyai.firststage.config import CodecConfig, LatentCodecConfig
+from moyai.randomness import permutation
 from moyai.recipe.model import Recipe
 from moyai.recipe.resolve import DataFacts
+from moyai.training.prior import VALIDATION
 from moyai.training.record import Record
+
+FEWEST = 10_000  # training pictures that are encoded in any case: the statistics are theirs
+
+
+def wanted(steps: int, batch: int, count: int) -> int:
+    """How many of `count` training pictures a prior of so many steps is given."""
+    return min(count, max(FEWEST, steps * batch))
+
+
+def halves_of_the_prior(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> dict[str, ImageSet]:
+    """The pictures that are encoded, "train" and "held-out": no more than the prior is trained and validated on."""
+    config = recipe.prior.train
+    count = wanted(config.steps or 0, config.batch, train.count)
+    if count < train.count:
+        train = train.subset(np.sort(permutation(recipe.seed, "prior pictures", 0, train.count)[:count]))
+    if held_out.count > VALIDATION:
+        held_out = held_out.subset(np.linspace(0, held_out.count - 1, VALIDATION).astype(np.int64))
+    return {"train": train, "held-out": held_out}
 
 
 def encode_pictures(

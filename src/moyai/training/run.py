@@ -32,7 +32,6 @@ from moyai.conditioning.conditioner import Encoding
 from moyai.console import Reporter
 from moyai.data import latents, splits
 from moyai.data import report as data_report
-from moyai.data.images import ImageSet
 from moyai.data.locate import cache_folder
 from moyai.devices import chosen
 from moyai.errors import ConfigError, RequestError, choices
@@ -44,7 +43,7 @@ from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.training import budget
 from moyai.training.adoption import adopt
-from moyai.training.encoding import encode_pictures
+from moyai.training.encoding import encode_pictures, halves_of_the_prior
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
 from moyai.training.perception import perception
@@ -212,7 +211,8 @@ class Run:
         made = budget.plan(
             self.recipe,
             costs,
-            pictures=self.train.count + self.held_out.count,
+            train=self.train.count,
+            held_out=self.held_out.count,
             flips=self.recipe.data.flip,
             elapsed=time.perf_counter() - self.started,
             forwards=budget.sampler_forwards(self.recipe, self.facts),
@@ -245,23 +245,25 @@ class Run:
     def _latents(self) -> None:
         if "first_stage" in resolve.stages(self.recipe):
             self.record.needs("first_stage")
-        encode_pictures(self.record, self.recipe, self.facts, self._halves(), self.device, self._progress)
+        halves = halves_of_the_prior(self.recipe, self.train, self.held_out)
+        encode_pictures(self.record, self.recipe, self.facts, halves, self.device, self._progress)
 
     def _prior(self) -> None:
         if self.record.finished("prior"):
             return
         self.record.needs(*resolve.stages(self.recipe)[:-1], "latents/statistics")
         codec = models.read_codec(self.folder, self.recipe, self.facts, self.device)
+        halves = halves_of_the_prior(self.recipe, self.train, self.held_out)
         caches = [
             latents.read(self.folder / "latents" / half, images, codec=codec.digest())
-            for half, images in self._halves().items()
+            for half, images in halves.items()
         ]
         conditioner = build_conditioner(self.recipe, self.facts).to(self.device)  # published encoders are large
-        for half, images in self._halves().items():
+        for half, images in halves.items():
             conditioner.encode(images.fields, functools.partial(self._progress, f"encoding {half} captions"))
         caches = [
             replace(cache, fields=told_fields(conditioner, images))
-            for cache, images in zip(caches, self._halves().values(), strict=True)
+            for cache, images in zip(caches, halves.values(), strict=True)
         ]
         prior = build_prior(self.recipe, conditioner, codec.shape(), self.device)
         model = LatentModel(codec, conditioner, prior, self.recipe, self.facts)
@@ -332,6 +334,3 @@ class Run:
     def _obey_signals(self) -> None:
         if self.signals.stopping is not None:
             raise Interrupted(self.signals.stopping, "the same command goes on where this left off")
-
-    def _halves(self) -> dict[str, ImageSet]:
-        return {"train": self.train, "held-out": self.held_out}

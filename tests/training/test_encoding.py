@@ -1,0 +1,64 @@
+"""The latents stage encodes what the prior sees, and no more."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+from moyai.training import encoding
+from moyai.training.encoding import halves_of_the_prior, wanted
+from moyai.training.prior import VALIDATION
+from training.test_resume import image_set
+
+
+def test_as_many_as_the_steps_come_to_and_enough_for_the_statistics() -> None:
+    assert wanted(100, 64, 5_000) == 5_000
+    assert wanted(100, 64, 60_000) == encoding.FEWEST
+    assert wanted(400, 64, 60_000) == 25_600
+    assert wanted(4_000, 64, 60_000) == 60_000
+
+
+def test_the_rows_are_a_function_of_the_seed_and_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "FEWEST", 10)
+    train, held_out = image_set(300), image_set(VALIDATION + 44)
+    recipe = tiny.recipe(Path("x"))  # 12 steps of 8
+    halves = halves_of_the_prior(recipe, train, held_out)
+    again = halves_of_the_prior(recipe, train, held_out)
+    assert halves["train"].count == 96
+    assert halves["train"].fingerprint == again["train"].fingerprint != train.fingerprint
+    names = list(halves["train"].names)
+    assert len(set(names)) == 96
+    assert names == sorted(names, key=list(train.names).index)  # in the order they are stored in
+    other = halves_of_the_prior(recipe.model_copy(update={"seed": 1}), train, held_out)
+    assert list(other["train"].names) != names
+    # What is validated on are the very rows that all held-out pictures would give.
+    rows = np.linspace(0, held_out.count - 1, VALIDATION).astype(np.int64)
+    assert list(halves["held-out"].names) == [held_out.names[i] for i in rows]
+    few = image_set(20)
+    same = halves_of_the_prior(recipe, few, few)
+    assert same["train"] is same["held-out"] is few
+
+
+def few() -> None:
+    encoding.FEWEST = 16
+
+
+def test_a_run_whose_prior_sees_some_pictures_goes_on_with_the_same(tmp_path: Path) -> None:
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"))
+    words = ["train", recipe, "prior.train.batch=2"]
+    status, said = tiny.moyai([*words, "--out", tmp_path / "a"], tmp_path / "said", few)
+    assert status == 0, said
+    mean = np.load(tmp_path / "a" / "latents" / "train" / "plain-mean.npy", mmap_mode="r")
+    assert len(mean) == 24  # 12 steps of 2, of more than 40 training pictures
+    assert "encoding train" in said
+    # Another run that is cut short and goes on is the same run; the latents are not encoded again.
+    status, said = tiny.moyai([*words, "--out", tmp_path / "b", "--stage", "first_stage"], tmp_path / "said", few)
+    assert status == 0, said
+    status, said = tiny.moyai([*words, "--out", tmp_path / "b", "--stage", "latents"], tmp_path / "said", few)
+    assert status == 0, said
+    written = (tmp_path / "b" / "latents" / "train" / "cache.json").stat().st_mtime_ns
+    status, said = tiny.moyai([*words, "--out", tmp_path / "b"], tmp_path / "said", few)
+    assert status == 0, said
+    assert (tmp_path / "b" / "latents" / "train" / "cache.json").stat().st_mtime_ns == written
+    assert tiny.differences(tiny.outcome(tmp_path / "a"), tiny.outcome(tmp_path / "b")) == []
