@@ -311,3 +311,29 @@ def test_the_averages_a_run_kept_are_judged_and_put_into_its_report(
 
 def values_of(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_of_a_run_without_a_prior_the_first_stage_is_judged(evaluate: Command, tmp_path: Path) -> None:
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"))
+    run = tmp_path / "run"
+    status, said = tiny.moyai(["train", recipe, "--out", run, "--stage", "first_stage"], tmp_path / "said")
+    assert status == 0, said
+    status, said, error = evaluate(run, "--json", tmp_path / "alone.json")
+    assert (status, error) == (0, "")
+    assert "there is no prior yet: the first stage was judged alone" in said
+    alone = values(tmp_path / "alone.json")
+    assert set(alone) == {"held out", "first stage"}
+    assert {"fid", "psnr", "ssim", "class accuracy"} <= set(alone["first stage"])
+    assert not (run / "evaluation.json").exists()
+    status, _, error = evaluate(run, "--seed", 3)
+    assert status == 2
+    assert "has no prior yet; possible: without it" in tiny.one_line(error)
+    # The whole run says the same of its first stage.
+    status, said = tiny.moyai(["train", recipe, "--out", run], tmp_path / "said")
+    assert status == 0, said
+    status, said, error = evaluate(run, "--n", 24, "--json", tmp_path / "whole.json")
+    assert (status, error) == (0, "")
+    whole = values(tmp_path / "whole.json")["first stage"]
+    assert {name: alone["first stage"][name]["value"] for name in ("psnr", "ssim", "fid")} == pytest.approx(
+        {name: whole[name]["value"] for name in ("psnr", "ssim", "fid")}, rel=1e-3
+    )

@@ -88,6 +88,12 @@ def described(run: Path) -> tuple[Recipe, DataFacts]:
         raise CheckpointError(f"{run / 'data.json'} does not hold the facts of the data; it was altered") from error
 
 
+def has_only_a_first_stage(run: Path) -> bool:
+    """Whether a run's first stage is finished and no weights of a prior were kept yet."""
+    kept = (run / "prior" / "model").is_dir() or native.newest(run / "prior" / "checkpoints") is not None
+    return (run / "first_stage" / "model").is_dir() and not kept
+
+
 def read_first_stage(run: Path, recipe: Recipe, facts: DataFacts, *, decoder: bool = True) -> Any:
     """The trained autoencoder of a run, with its decoder as it was trained further, if it was and `decoder` is true."""
     model = build_autoencoder(recipe, facts)

@@ -1,6 +1,7 @@
 """`moyai evaluate`: how good pictures are, and of a run its first stage too, beside what real pictures reach.
 
-Judged are a run, whose samples are drawn for it, a folder or .zip of pictures, or the arrays of an .npz. What they are
+Judged are a run, whose samples are drawn for it, a folder or .zip of pictures, or the arrays of an .npz. Of a run whose
+prior has not begun the first stage is judged alone. What they are
 judged against is the run's own data, or what `--against` names: its training half is the reference, its held-out half
 the floor.
 """
@@ -31,7 +32,9 @@ from moyai.evaluation.extractors import Choice
 from moyai.evaluation.features import Extractor
 from moyai.evaluation.obedience import Obedience
 from moyai.files import write_json_atomic
+from moyai.firststage.codec import Codec
 from moyai.model import LatentModel
+from moyai.recipe.model import Recipe
 
 COUNT, SEED, BATCH = 2000, 1_000_000, 80  # samples drawn of a run, the seed of the first, how many a forward
 LABEL = 34  # the table's first column is no wider
@@ -57,18 +60,17 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
     """Measure what lies at `path`, write the result, and yield the table's lines."""
     chosen = extractors.read(options.extractor)
     _check(path, options, settings)
+    if subjects.is_run(path) and models.has_only_a_first_stage(path):
+        yield from _said(_first_stage(path, chosen, reporter, options, settings), options)
+        yield "there is no prior yet: the first stage was judged alone"
+        return
     steps: Steps = iter(())
     if subjects.is_run(path):
         found, steps = _run(path, chosen, reporter, options, settings)
     else:
         found = _pictures(path, chosen, reporter, options)
     result = found.plain()
-    if options.against is not None:
-        result["facts"]["against"] = options.against
-    yield from table(result)
-    if options.json is not None:
-        write_json_atomic(options.json, result)
-        yield f"written to {options.json}"
+    yield from _said(result, options)
     if subjects.is_run(path):
         write_json_atomic(path / "evaluation.json", result)
         reference = found.reference
@@ -77,6 +79,16 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
             told = (f"{name} {assessment.shown(value)}" for name, value in values.items())
             yield f"step {step:,}: {', '.join(told)}"
         yield f"`moyai train {path}` puts this into the report"
+
+
+def _said(result: dict[str, Any], options: Options) -> Iterator[str]:
+    """The table's lines; writes the result where `--json` asks for it."""
+    if options.against is not None:
+        result["facts"]["against"] = options.against
+    yield from table(result)
+    if options.json is not None:
+        write_json_atomic(options.json, result)
+        yield f"written to {options.json}"
 
 
 def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
@@ -101,17 +113,7 @@ def _run(
     """The run's assessment, and that of each average it kept, which is measured as it is asked for."""
     model = models.load(path, device=options.device, warn=reporter.warn)
     cache, progress = cache_folder(), reporter.progress
-    if options.against is None:
-        data = subjects.halves(model.recipe.data, cache, progress, run=path)
-    else:
-        data = subjects.against(options.against, cache, progress)
-    made, wanted = tuple(model.codec.image_shape), tuple(data.train.pixels.shape[1:])
-    if made != wanted:
-        channels, height, width = wanted
-        raise DataError(
-            f"{path} makes pictures of {made[1]} x {made[2]} with {made[0]} channel(s), and the reference is "
-            f"{height} x {width} with {channels}: judge it by data of its own kind"
-        )
+    data = _data(path, model.recipe, model.codec, reporter, options)
     wanted_count = COUNT if options.count is None else options.count
     seed = SEED if options.seed is None else options.seed
     request = _request(model, data, wanted_count, seed=seed, batch=BATCH, **settings)
@@ -133,6 +135,49 @@ def _run(
     at = functools.partial(averages.at, model)
     kept = averages.kept(path) if options.snapshots else []
     return found, snapshots.measure(path, kept, at, extractor, found.reference, request, progress=progress)
+
+
+def _data(path: Path, recipe: Recipe, codec: Codec, reporter: Reporter, options: Options) -> Halves:
+    """What a run is judged against. DataError where its pictures are of another shape."""
+    cache, progress = cache_folder(), reporter.progress
+    if options.against is None:
+        data = subjects.halves(recipe.data, cache, progress, run=path)
+    else:
+        data = subjects.against(options.against, cache, progress)
+    made, wanted = tuple(codec.image_shape), tuple(data.train.pixels.shape[1:])
+    if made != wanted:
+        channels, height, width = wanted
+        raise DataError(
+            f"{path} makes pictures of {made[1]} x {made[2]} with {made[0]} channel(s), and the reference is "
+            f"{height} x {width} with {channels}: judge it by data of its own kind"
+        )
+    return data
+
+
+def _first_stage(
+    path: Path, chosen: Choice, reporter: Reporter, options: Options, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The first stage of a run that has no prior yet, as JSON holds it."""
+    given = {"seed": options.seed, "snapshots": options.snapshots or None, **settings}
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise RequestError(
+            f"--{wrong[0]} is for samples, and {path} has no prior yet; possible: without it, the first "
+            "stage is judged alone"
+        )
+    recipe, facts = models.described(path)
+    codec = models.untuned_codec(path, recipe, facts, options.device)
+    data = _data(path, recipe, codec, reporter, options)
+    extractor, judges = _judges(chosen, data, ("class",), options, reporter)
+    return assessment.assess_first_stage(
+        codec,
+        data.train,
+        data.held_out,
+        extractor,
+        COUNT if options.count is None else options.count,
+        judges=judges,
+        cache=cache_folder(),
+        progress=reporter.progress,
+    )
 
 
 def _rate(model: LatentModel, data: Halves, reporter: Reporter) -> dict[str, Any] | None:
@@ -207,8 +252,9 @@ def _targets(request: tasks.Request, made: Sequence[str], judged: Sequence[str])
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The values as lines of text, a column a row of the assessment."""
     (rows, names), facts = assessment.ordered(result), result["facts"]
+    samples = f"{facts['samples']} samples, " if "samples" in facts else ""
     yield (
-        f"{facts['samples']} samples, {facts['held out']} held-out and {facts['reference']} training pictures; "
+        f"{samples}{facts['held out']} held-out and {facts['reference']} training pictures; "
         f"features: {facts['extractor']}"
     )
     if able := facts.get("extractor is able to"):

@@ -14,13 +14,13 @@ obeys its condition is measured by judges of their own (`obedience`), and whethe
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from moyai import tasks
-from moyai.data.images import ImageSet
+from moyai.data.images import ImageSet, to_uint
 from moyai.errors import DataError
 from moyai.evaluation import features as feature_cache
 from moyai.evaluation.features import Extractor, Pixels
@@ -29,6 +29,7 @@ from moyai.evaluation.networks import OwnExtractor
 from moyai.evaluation.obedience import Obedience
 from moyai.evaluation.rows import Pictures, Reference, copies, fidelity, measure, perceptual_distance, without_floor
 from moyai.evaluation.values import Features, Value
+from moyai.firststage.codec import Codec
 from moyai.model import LatentModel
 
 Progress = Callable[[str, int, int], None]
@@ -113,7 +114,7 @@ def assess(
     drawn = tasks.collect(model, request, lambda done, total: progress("sampling", done, total))
     samples = Pictures(_planes(drawn), request.fields() if targets is None else targets)
     index = _spread(held_out.count, len(drawn))
-    decoded = _reconstructions(model, held_out, index, progress)
+    decoded = _reconstructions(model.codec, held_out, index, progress)
     again = None if np.array_equal(decoded, _rows(held_out.pixels, index)) else decoded
     found = assess_pictures(
         samples, train, held_out, extractor, again=again, judges=judges, cache=cache, progress=progress
@@ -150,22 +151,60 @@ def assess_pictures(
         of["as many samples"] = of["samples"].rows(torch.from_numpy(fewer))
     values = _values(of, judged, reference, judges, progress)
     if again is not None:
-        values["first stage"] |= fidelity(real.pixels, again)
-        if isinstance(extractor, OwnExtractor):  # one whose maps are at hand
-            far = perceptual_distance(real.pixels, again, extractor)
-            values["first stage"][far.metric] = far
+        values["first stage"] |= _likeness(real.pixels, again, extractor)
     groups = None if held_out.groups is None else held_out.groups[index]
     progress("looking for copies", 0, 1)
     found = copies(of["samples"], samples.pixels, reference, of["held out"], real.pixels, groups, cache)
     progress("looking for copies", 1, 1)
     values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
-    counts = {"samples": len(samples.pixels), "held out": len(index), "reference": len(reference.features)}
-    facts = {"extractor": str(extractor.source), **counts}
+    facts = {"samples": len(samples.pixels), **_facts(extractor, reference, len(index), groups)}
+    return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
+
+
+def assess_first_stage(
+    codec: Codec,
+    train: ImageSet,
+    held_out: ImageSet,
+    extractor: Extractor,
+    count: int,
+    *,
+    cache: Path,
+    progress: Progress,
+    judges: Mapping[str, Obedience] | None = None,
+) -> dict[str, Any]:
+    """A first stage by itself: at most `count` held-out pictures through it and back, beside the floor; as JSON holds
+    an assessment, without samples."""
+    judges, index = judges or {}, _spread(held_out.count, count)
+    real = Pictures(_rows(held_out.pixels, index), _asked(held_out, index, judges))
+    again = _reconstructions(codec, held_out, index, progress)
+    judged = {"held out": real, "first stage": replace(real, pixels=again)}
+    reference = _reference(train, extractor, cache, progress)
+    of = {row: _features(extractor, pictures.pixels, cache, row, progress) for row, pictures in judged.items()}
+    values = _values(of, judged, reference, judges, progress)
+    values["first stage"] |= _likeness(real.pixels, again, extractor)
+    rows = {row: {name: _plain(v) for name, v in measured.items()} for row, measured in values.items()}
+    groups = None if held_out.groups is None else held_out.groups[index]
+    return {"rows": rows, "facts": _facts(extractor, reference, len(index), groups), "copies": {}}
+
+
+def _likeness(real: np.ndarray, again: np.ndarray, extractor: Extractor) -> dict[str, Value]:
+    """What is measured of each reconstruction and its original."""
+    found: dict[str, Value] = dict(fidelity(real, again))
+    if isinstance(extractor, OwnExtractor):  # one whose maps are at hand
+        far = perceptual_distance(real, again, extractor)
+        found[far.metric] = far
+    return found
+
+
+def _facts(extractor: Extractor, reference: Reference, held_out: int, groups: np.ndarray | None) -> dict[str, Any]:
+    """What the values are of, beside the samples."""
+    facts: dict[str, Any] = {"extractor": str(extractor.source), "held out": held_out}
+    facts["reference"] = len(reference.features)
     if groups is not None:
         facts["groups held out"] = len(np.unique(groups))
     if isinstance(extractor, OwnExtractor):
         facts["extractor is able to"] = extractor.able
-    return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
+    return facts
 
 
 def _values(
@@ -271,12 +310,12 @@ def _asked(images: ImageSet, index: np.ndarray, judges: Mapping[str, Obedience])
     return {name: images.fields[name][index] for name in {"class", *judges} if name in images.fields}
 
 
-def _reconstructions(model: LatentModel, images: ImageSet, index: np.ndarray, progress: Progress) -> np.ndarray:
+def _reconstructions(codec: Codec, images: ImageSet, index: np.ndarray, progress: Progress) -> np.ndarray:
     out = []
     for start in range(0, len(index), 64):
-        rows = index[start : start + 64]
-        fields = images.batch(rows).fields
-        out.append(_planes(model.decode(model.encode(images.images(rows), fields), fields)))
+        batch = images.batch(index[start : start + 64]).to(codec.mean.device)
+        decoded = codec.decode(codec.encode(cast(torch.Tensor, batch.images), batch.fields), batch.fields)
+        out.append(_planes(to_uint(decoded.cpu(), bits=images.bits)))
         progress("reconstructing", min(start + 64, len(index)), len(index))
     return np.concatenate(out)
 

@@ -113,7 +113,10 @@ class ObjectiveConfig(Config):
     """What the first stage is trained to do."""
 
     reconstruction: Literal["l1", "l2"] = Field("l1", description="absolute or squared distance to the picture")
-    detail: Weight = Field(0.0, description="weight of the likeness of fine detail, which an error of pixels blurs")
+    detail: Weight | None = Field(
+        None,
+        description="weight of the likeness of fine detail, which an error of pixels blurs; if null 0.4; codebooks 0.1",
+    )
     kl: KLConfig = Field(KLConfig(), description="first stages of kind kl only")
     perceptual: PerceptualConfig | None = Field(None, description="a distance in the features of a network")
     adversarial: AdversarialConfig | None = Field(None, description="a discriminator")

@@ -50,7 +50,7 @@ class Objective:
         """images, reconstructions: (B, C, H, W); step: of the run, from 0."""
         fidelity = reconstruction_error(images, reconstructions, self.config.reconstruction)
         parts = {"reconstruction": fidelity.detach()}
-        if self.config.detail > 0:
+        if self.config.detail:
             detail = detail_distance(images, reconstructions)
             fidelity = fidelity + self.config.detail * detail
             parts["detail"] = detail.detach()

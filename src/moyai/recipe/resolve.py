@@ -22,6 +22,7 @@ from moyai.training.config import TrainConfig
 
 LOOKING = 0.06  # the share of a stage that validations and previews may take
 MINUTES = 20.0  # of a recipe that says neither steps nor epochs nor minutes
+DETAIL, DETAIL_OF_CODES = 0.4, 0.1  # codes of a codebook know the detail too little to draw it at full strength
 
 # Latents of at least 4 x 4 with some 64 to 256 positions, which a small prior learns in minutes.
 _FACTORS = ((16, 2), (64, 4))  # (longer side up to, factor); 8 above
@@ -72,7 +73,8 @@ def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
     """Fill in every key that follows from the data; resolving twice changes nothing.
 
     * data: resolution and channels are those of the pictures.
-    * first stage: factor 2 up to 16 pixels, 4 up to 64, 8 above, halved until it divides both sides.
+    * first stage: factor 2 up to 16 pixels, 4 up to 64, 8 above, halved until it divides both sides; the weight of fine
+      detail by the kind of the latents.
     * conditions: the class where there are two classes or more, and the caption where there are captions.
     * prior: one level more from latents of 7, 14 and 56 on (their shorter side), which leaves the lowest 4 x 4 or more;
       attention where a level has at most 16 x 16 positions, and below the first up to 32 x 32; density by
@@ -100,6 +102,11 @@ def resolve(recipe: Recipe, facts: DataFacts) -> Recipe:
         changes["prior.net.attention"] = prior.net.attention or _attention(max(latents), len(multipliers))
     elif isinstance(prior.net, DiTConfig):
         changes["prior.net.patch"] = prior.net.patch or _patch(*latents)
+    weight = DETAIL_OF_CODES if recipe.first_stage.kind in ("vq", "vq2") else DETAIL
+    trained = {"first_stage": recipe.first_stage, **({"decoder": recipe.decoder} if recipe.decoder else {})}
+    for name, stage in trained.items():
+        given = stage.objective.detail
+        changes[f"{name}.objective.detail"] = weight if given is None else given
     if recipe.first_stage.kind == "fsq":
         changes["first_stage.net.latent_channels"] = len(recipe.first_stage.grid.levels)
     return changed(recipe, {**changes, **_lengths(recipe, facts.count)})
