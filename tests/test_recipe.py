@@ -64,7 +64,7 @@ def test_a_table_written_in_part_keeps_the_defaults_of_its_place() -> None:
     assert read("prior.train.steps=3").prior.train == Recipe(name="x", data={"kind": "digits"}).prior.train.model_copy(
         update={"steps": 3}
     )
-    assert read("prior.train.steps=3").prior.train.learning_rate == 5e-4  # the class's own default is 1e-3
+    assert read("first_stage.train.steps=3").first_stage.train.batch == 16  # the class's own default is 32
     assert read("prior.parameterization.zero_terminal=true").prior.parameterization.kind == "v"
     assert read("prior.weighting.gamma=3", "prior.weighting.kind=min-snr").prior.weighting.gamma == 3
 
@@ -156,7 +156,7 @@ def test_a_changed_kind_takes_away_the_keys_it_does_not_have_and_keeps_the_other
         ("gpu.seed=1", "gpu is unknown"),
         ("data.root=~no-such-user-here/x", "data.root is "),
         ('sampling={sampler="heun", eta=0.5}', 'sampling.eta is 0.5, but "heun" adds no noise'),
-        ("prior.train.micro_batch=999", "prior.train.micro_batch is 999, more than the batch of 128"),
+        ("prior.train.micro_batch=999", "prior.train.micro_batch is 999, more than the batch of 32"),
         ("prior.train.warmup=1", "prior.train.warmup is 1; it must be a number >= 0 and < 1"),
         ("first_stage.net={factor=4, multipliers=[1, 2]}", "has 2 values, but factor 4 has 3 levels"),
         ("prior.net={multipliers=[1, 2], attention=[true]}", "multipliers has 2 values and prior.net.attention 1"),
@@ -260,6 +260,17 @@ def test_windows_files_and_a_runs_folder(tmp_path: Path) -> None:
 def test_json_that_is_no_recipe(text: str) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.json: "):
         recipes.from_json(text)
+
+
+def test_a_name_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert recipes.load(recipes.find("mnist")).name == "mnist"
+    with pytest.raises(RequestError, match=r"possible: mnist$"):
+        recipes.find("mnis")
+    # One of the working folder goes before.
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mnist.toml").write_text(BASE)
+    assert recipes.find("mnist") == Path("recipes/mnist.toml")
 
 
 def test_missing_files_name_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,13 +397,13 @@ def test_a_class_condition_needs_classes_and_a_factor_divides_the_picture() -> N
     [
         ((), None, None, 20),
         (("budget.minutes=3",), None, None, 3),
-        (("prior.train.epochs=2",), None, 16, 20),
-        (("first_stage.train.epochs=0.001", "prior.train.epochs=1.5"), 1, 12, None),
+        (("prior.train.epochs=2",), None, 63, 20),
+        (("first_stage.train.epochs=0.001", "prior.train.epochs=1.5"), 1, 47, None),
         (("first_stage.train.steps=5", "prior.train.steps=7", "prior.train.epochs=9"), 5, 7, None),
     ],
 )
 def test_lengths(overrides: tuple[str, ...], first: int | None, prior: int | None, minutes: float | None) -> None:
-    recipe = resolving.resolve(read(*overrides), MNIST)  # 1000 pictures in batches of 128
+    recipe = resolving.resolve(read(*overrides), MNIST)  # 1000 pictures in batches of 32
     assert (recipe.first_stage.train.steps, recipe.prior.train.steps) == (first, prior)
     assert recipe.budget.minutes == minutes
     done = resolving.with_steps(recipe, 100, 2000)
@@ -408,8 +419,8 @@ def test_intervals(steps: int, tenth: int, save: int) -> None:
     assert (train.validate_every, train.save_every, train.preview_every) == (tenth, save, tenth)
     assert resolving.train_intervals(train) == train
     assert resolving.train_intervals(TrainConfig(steps=steps, save_every=7)).save_every == 7
-    # Looking takes at most 6 % of a short run, here 0.06 x 128 pictures a step; at the end it is looked at in any case.
-    for look, apart in ((1e-3, tenth), (0.06 * 128 * steps / 4, max(tenth, -(-steps // 4))), (1e9, steps)):
+    # Looking takes at most 6 % of a short run, here 0.06 x 32 pictures a step; at the end it is looked at in any case.
+    for look, apart in ((1e-3, tenth), (0.06 * 32 * steps / 4, max(tenth, -(-steps // 4))), (1e9, steps)):
         assert resolving.train_intervals(TrainConfig(steps=steps), look).validate_every == apart
         assert resolving.train_intervals(TrainConfig(steps=steps), look).save_every == save
     with pytest.raises(ConfigError, match="number of steps is not known"):
@@ -433,7 +444,9 @@ def test_every_key_has_a_type_and_a_description() -> None:
 
 def test_help_is_of_the_schema() -> None:
     (rate,) = recipes.describe("prior.train.learning_rate")
-    assert (rate.default, rate.type) == ("0.0005", "a number > 0")  # of its place, not of its class
+    assert (rate.default, rate.type) == ("0.001", "a number > 0")
+    (batch,) = recipes.describe("first_stage.train.batch")
+    assert batch.default == "16"  # of its place, not of its class
     assert next(k for k in recipes.describe("data") if k.key == "data.kind").type.startswith('"digits" or "idx"')
     assert {k.when for k in recipes.describe("data.download")} == {'data.kind = "idx"', 'data.kind = "cifar10"'}
     assert "prior.train.steps = none" in recipes.schema_help("prior.train")

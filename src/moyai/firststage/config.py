@@ -128,7 +128,7 @@ class _FirstStage(Config):
     conditions: dict[Name, ConditionConfig] = Field(
         {}, description="what encoder, decoder and discriminator are told of a picture, by name"
     )
-    train: TrainConfig = TrainConfig(batch=64, learning_rate=1e-3)
+    train: TrainConfig = TrainConfig(batch=16, learning_rate=1e-3)
 
 
 class KLFirstStage(_FirstStage):
@@ -171,7 +171,7 @@ class DecoderConfig(Config):
 
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="its kl does not act: the encoder rests")
     train: TrainConfig = Field(
-        TrainConfig(batch=64, learning_rate=5e-4), description="its steps or epochs must be given; no budget covers it"
+        TrainConfig(batch=16, learning_rate=5e-4), description="its steps or epochs must be given; no budget covers it"
     )
 
 

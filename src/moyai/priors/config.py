@@ -37,7 +37,7 @@ class DiffusionPriorConfig(Config):
     drop_all: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="how often all conditions are left out together, besides each at its own rate"
     )
-    train: TrainConfig = TrainConfig(learning_rate=5e-4)
+    train: TrainConfig = TrainConfig()
 
 
 class CodeSamplingConfig(Config):
@@ -65,7 +65,7 @@ class CodePriorConfig(Config):
         0.0, description="how often all conditions are left out together, besides each at its own rate"
     )
     sampling: CodeSamplingConfig = CodeSamplingConfig()
-    train: TrainConfig = TrainConfig(learning_rate=5e-4)
+    train: TrainConfig = TrainConfig()
 
 
 PriorConfig = Annotated[DiffusionPriorConfig | CodePriorConfig, Field(discriminator="kind")]

@@ -25,20 +25,30 @@ from moyai.recipe.explain import Key, keys, mistakes, shown
 from moyai.recipe.model import Recipe
 from moyai.recipe.overlay import check_plain, filled, lay, nested, override
 
+_PACKAGE = Path(__file__).parents[1]
+# Where a name is looked up: the working folder's, then those that an installation has in the package, a checkout beside.
+FOLDERS = (
+    Path("recipes"),
+    next((f for f in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if f.is_dir()), _PACKAGE / "recipes"),
+)
 _LONGEST = {".toml": 2**16, ".json": 2**20}  # bytes of a recipe file; ours have 2 thousand
 
 
 def find(name_or_path: str) -> Path:
-    """The file of a recipe: a path, a run's folder (its recipe.json), or the name of one in `recipes/`."""
+    """The file of a recipe: a path, a run's folder (its recipe.json), or the name of one in `recipes/`, here or as
+    moyai brings it along."""
     try:
         given = Path(name_or_path).expanduser()
-        options = (given, given / "recipe.json", Path("recipes") / f"{name_or_path}.toml")
+        named = (folder / f"{name_or_path}.toml" for folder in FOLDERS)
+        options = (given, given / "recipe.json", *named)
         for path in options:
             if path.is_file():
                 return path
         if given.is_dir():
             raise RequestError(f"{name_or_path} has no recipe.json; possible: a run's folder, a .toml file")
-        files = {p.stem: p for folder in (given.parent, Path("recipes")) for p in sorted(folder.glob("*.toml"))}
+        files = {p.stem: p for folder in (given.parent, FOLDERS[0]) for p in sorted(folder.glob("*.toml"))}
+        brought = {p.stem: Path(p.stem) for p in sorted(FOLDERS[1].glob("*.toml"))}
+        files = {**brought, **files}
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(f"recipe {shown(name_or_path)} cannot be looked for: {error}") from error
     near = nearest(given.stem, files) or sorted(files)[:20]

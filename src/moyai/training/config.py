@@ -27,7 +27,7 @@ class TrainConfig(Config):
 
     steps: Count | None = Field(None, description="optimiser steps; goes before epochs and before budget.minutes")
     epochs: Rate | None = Field(None, description="passes over the training data")
-    batch: Count = Field(128, description="pictures a step, over all ranks and micro-batches")
+    batch: Count = Field(32, description="pictures a step, over all ranks and micro-batches")
     micro_batch: Count | None = Field(None, description="pictures a forward; the batch is accumulated over them")
     learning_rate: Rate = Field(1e-3, description="of Adam, at its peak")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW, decoupled from the gradient")
