@@ -23,6 +23,7 @@ and denoising-diffusion-pytorch, which declares torchvision, as `systems/pixel_d
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -65,7 +66,13 @@ class Job:
         return self.out / f"{self.system}-{self.minutes:g}min-{self.threads}t"
 
     def trained(self) -> bool:
-        return (self.folder / "training.json").is_file()
+        """Whether the training is there, and of moyai's own recipe as it is now."""
+        path = self.folder / "training.json"
+        return path.is_file() and files.read_json(path).get("recipe", "") == self.recipe()
+
+    def recipe(self) -> str:
+        """The hash of what is trained by: "" for peers, whose settings stand in their modules."""
+        return hashlib.sha256(RECIPE.read_bytes()).hexdigest()[:12] if self.system == "moyai" else ""
 
     def drawn(self) -> bool:
         path = self.folder / "sampling.json"
@@ -111,6 +118,7 @@ def train(job: Job, pixels: np.ndarray) -> None:
     system = systems.load(job.system)
     facts = dict(system.train(pixels, 60 * job.minutes, job.folder))
     facts |= {"about": system.ABOUT, "versions": systems.versions(job.system), "machine": machine()}
+    facts |= {"recipe": job.recipe(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
     files.write_json_atomic(job.folder / "training.json", facts)
 
 
@@ -227,7 +235,13 @@ def judged(job: Job) -> dict[str, Any]:
 
 
 def table(results: list[Mapping[str, Any]]) -> str:
-    """Every result, best first within the same minutes and threads; below them the floors, each of its count."""
+    """Every result, best first within the same minutes and threads, a table for each extractor: values of several are
+    not to be compared. Below them the floors, each of its count."""
+    extractors = sorted({r["extractor"] for r in results})
+    return "\n".join(_table([r for r in results if r["extractor"] == name]) for name in extractors)
+
+
+def _table(results: list[Mapping[str, Any]]) -> str:
     from moyai.evaluation.assessment import shown
 
     def line(head: list[Any], row: Mapping[str, Any], first_stage: str) -> str:
@@ -236,16 +250,15 @@ def table(results: list[Mapping[str, Any]]) -> str:
     lines = ["| system | minutes | threads | samples | steps trained | " + " | ".join(COLUMNS) + " | rFID |"]
     lines.append("|---" * (6 + len(COLUMNS)) + "|")
     order = sorted(results, key=lambda r: (r["minutes"], r["threads"], r["rows"]["samples"]["fid"]["value"]))
-    floors: dict[tuple[str, int], Mapping[str, Any]] = {}
+    floors: dict[int, Mapping[str, Any]] = {}
     for r in order:
         count, rows = r["asked"]["samples"], r["rows"]
-        key = (r["extractor"], count)
-        if len(rows["held out"]) >= len(floors.get(key, {})):  # the one that is judged by its classes too
-            floors[key] = rows["held out"]
+        if len(rows["held out"]) >= len(floors.get(count, {})):  # the one that is judged by its classes too
+            floors[count] = rows["held out"]
         rebuilt = shown(rows["first stage"]["fid"]) if "first stage" in rows else "-"
         head = [r["system"], f"{r['minutes']:g}", r["threads"], count, r["training"]["steps"]]
         lines.append(line(head, rows["samples"], rebuilt))
-    lines += [line(["held-out pictures", "", "", key[1], ""], floor, "") for key, floor in floors.items()]
+    lines += [line(["held-out pictures", "", "", count, ""], floor, "") for count, floor in floors.items()]
     notes = {f"- {r['system']}: {r['training']['about']} ({_versions(r)})" for r in order}
     notes |= {f"- features: {r['extractor']}, against {r['reference']} pictures" for r in order}
     return "\n".join([*lines, "", *sorted(notes), ""])

@@ -16,13 +16,12 @@ import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import results_page
 import results_peers
-from results_measure import ROOT, Failed, Json, Lab, machine, measure, start
+from results_measure import ROOT, Failed, Json, Lab, machine, measure, recipe_hash, start
 from results_rows import OUT, Point, Row, points, rows
 
 from moyai.errors import MoyaiError, RequestError, choices
@@ -92,7 +91,8 @@ def _told(row: Row, docs: Path) -> str:
     what = f"seeds {', '.join(map(str, row.seeds))}" + (f", {len(row.variants)} variants" if row.variants else "")
     if row.measure == "peers":
         return f"{row.name:16}benchmarks/quality.py: {len(found)} measured"
-    measured = sum(p["commands"] in wanted for p in found)
+    now = recipe_hash(row.recipe)
+    measured = sum(p["commands"] in wanted and p.get("recipe") == now for p in found)
     return f"{row.name:16}recipes/{row.recipe}.toml, {what}: {measured} of {len(wanted)} measured"
 
 
@@ -111,9 +111,10 @@ class Store:
     def points(self) -> list[Json]:
         return read_json(self.path)["points"] if self.path.is_file() else []
 
-    def has(self, commands: Sequence[str], name: str, on: Json) -> bool:
-        """Whether this point was measured by these commands on this machine."""
-        return any((p["name"], p["commands"], p["machine"]) == (name, list(commands), on) for p in self.points)
+    def has(self, commands: Sequence[str], name: str, on: Json, recipe: str = "") -> bool:
+        """Whether this point was measured by these commands on this machine, of the recipe as it is now."""
+        wanted = (name, list(commands), on, recipe)
+        return any((p["name"], p["commands"], p["machine"], p.get("recipe", "")) == wanted for p in self.points)
 
     def keep(self, point: Json, aside: Path) -> None:
         """Put a point among its row's. Those of other machines go; the file as it was is then left in `aside`."""
@@ -164,14 +165,14 @@ class Campaign:
 
     def _runs(self, row: Row, store: Store) -> Iterator[Json | Failed]:
         for point in points(row):
-            if store.has(_commands(point), point.name, self.machine):
+            if store.has(_commands(point), point.name, self.machine, recipe_hash(point.recipe)):
                 print(f"{point.name} is measured already")
                 continue
             try:
                 found = measure(point, self.lab, self.machine)
                 store.keep(found, self.lab.out)
                 if point.seed == row.seeds[0]:
-                    self._picture(row, point, found)
+                    self._picture(row, point)
                 yield found
             except Failed as failed:
                 yield failed
@@ -206,11 +207,20 @@ class Campaign:
                 (self.lab.out / f"{name}.usage.json").unlink(missing_ok=True)
         store.forget()
 
-    def _picture(self, row: Row, point: Point, found: Mapping[str, Any]) -> None:
-        """The report's sheet of samples into docs/pictures, with fewer columns where it is too large."""
-        judged = found["evaluation"]["rows"]["samples"]
+    def _cleared(self, point: Point) -> bool:
+        """Whether the very pictures of the sheet are no copies: they are drawn again and looked up."""
+        run, shown = self.lab.out / point.run, self.lab.out / f"{point.run}.shown.npz"
+        each = read_json(run / "recipe.json")["report"]["per_class"]
+        self.lab.moyai(["sample", str(run), "--n", str(each), "--out", str(shown), "--quiet"])
+        result = shown.with_suffix(".json")
+        self.lab.moyai(["evaluate", str(shown), "--against", str(run), "--json", str(result), "--quiet"])
+        judged = read_json(result)["rows"]["samples"]
         shares = [v["value"] for name, v in judged.items() if name.startswith(results_page.COPIES)]
-        if row.picture == "no" or (row.picture == "cleared" and max(shares, default=1.0) >= CLEARED):
+        return max(shares, default=1.0) < CLEARED
+
+    def _picture(self, row: Row, point: Point) -> None:
+        """The report's sheet of samples into docs/pictures, with fewer columns where it is too large."""
+        if row.picture == "no" or (row.picture == "cleared" and not self._cleared(point)):
             return
         sheet = self.lab.out / point.run / "samples" / "samples.png"
         for columns in (6, 4, 2):

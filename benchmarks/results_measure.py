@@ -5,6 +5,7 @@ with what the process that started it held, so nothing heavy is imported here: n
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -112,7 +113,7 @@ def measure(point: Point, lab: Lab, machine: Json) -> Json:
     """Train where that is not done, judge, and collect. Failed where a command does not end well."""
     train, evaluate = point.commands(str(lab.out))
     run, judged = lab.out / point.run, lab.out / point.judged
-    usage = trained(point.run, train, lab)
+    usage = trained(point.run, train, lab, recipe_hash(point.recipe))
     if point.sampling:
         view(run, judged, point.sampling)
     lab.moyai(evaluate)
@@ -120,6 +121,7 @@ def measure(point: Point, lab: Lab, machine: Json) -> Json:
         "name": point.name,
         "seed": point.seed,
         "commands": [shlex.join(["moyai", *words]) for words in point.commands()],
+        "recipe": recipe_hash(point.recipe),
         "overrides": [*point.overrides, *point.sampling],
         "moyai": ", ".join(usage["versions"]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -130,10 +132,19 @@ def measure(point: Point, lab: Lab, machine: Json) -> Json:
     }
 
 
-def trained(run: str, words: Sequence[str], lab: Lab) -> Json:
-    """Train or go on training; the peak of memory and the versions of moyai over all goes, which lie beside the run."""
+def recipe_hash(name: str) -> str:
+    """Of a recipe as it stands now: what was measured of another is not its result."""
+    return hashlib.sha256((ROOT / "recipes" / f"{name}.toml").read_bytes()).hexdigest()[:12]
+
+
+def trained(run: str, words: Sequence[str], lab: Lab, recipe: str) -> Json:
+    """Train or go on training; the peak of memory and the versions of moyai over all goes, which lie beside the run.
+    A run of the recipe as it was before is deleted."""
     path = lab.out / f"{run}.usage.json"
-    usage: Json = read_json(path) if path.is_file() else {"peak_mib": 0.0, "versions": []}
+    usage: Json = read_json(path) if path.is_file() else {}
+    if usage.get("recipe") != recipe:
+        shutil.rmtree(lab.out / run, ignore_errors=True)
+        usage = {"peak_mib": 0.0, "versions": [], "recipe": recipe}
     usage["versions"] = list(dict.fromkeys([*usage["versions"], version()]))
     try:
         peak = lab.moyai(words).peak

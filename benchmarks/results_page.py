@@ -108,7 +108,7 @@ def recipes(measured: Measured) -> str:
 def readme(measured: Measured) -> str:
     """The short table of what is measured, for a first look. Samples are judged at the count of the floor."""
     head = ["recipe", "seeds", "threads", "minutes", "steps (first stage + prior)", "parameters", "held-out PSNR"]
-    head += ["FID: samples", "first stage", "floor", "class accuracy (real)", "peak memory"]
+    head += ["FID: samples", "first stage", "floor", "of", "class accuracy (real)", "peak memory"]
     lines = []
     for row in _recipes():
         found = done(measured, row.name)
@@ -118,8 +118,21 @@ def readme(measured: Measured) -> str:
         accuracy = _of(judged, DRAWN, "class accuracy", plain=True)
         accuracy += f" ({_of(judged, REAL, 'class accuracy', plain=True)})" if accuracy else ""
         if found:
-            lines.append([*_head(row, found), *fids, accuracy, _memory(found)])
-    return f"{_table(head, lines)}\n\n{_machines(measured)}"
+            lines.append([*_head(row, found), *fids, _judge(judged), accuracy, _memory(found)])
+    return f"{_table(head, lines)}\n\n{_JUDGES}\n\n{_machines(measured)}"
+
+
+_JUDGES = (
+    "Of: how many samples, and by which network. FIDs by different networks, or of other counts, cannot be compared."
+)
+
+
+def _judge(judged: Sequence[Json]) -> str:
+    """How many samples were judged, and the first digits of the hash of the network that judged them."""
+    if not judged:
+        return ""
+    weights = re.search(r"\(([0-9a-f]+)\)$", extractor(judged))
+    return f"{judged[0]['evaluation']['samples']:,}, {weights[1][:6] if weights else extractor(judged)}"
 
 
 _RANGE = "Of several seeds: the mean (least to greatest)."
@@ -309,18 +322,23 @@ def peers(measured: Measured) -> str:
     found = done(measured, "peers")
     if not found:
         return "Not yet run: `make results ROW=peers`."
-    head = ["system", "minutes", "threads", "steps trained", "FID", "precision", "recall", "class confidence"]
+    head = ["system", "minutes", "threads", "samples", "steps trained", "FID"]
+    head += ["precision", "recall", "class confidence"]
     lines, first = [], found[0]["evaluation"]
+    if len(steps := {p["sampling_steps"] for p in found}) > 1:
+        raise DataError(f"peers were sampled in {' and '.join(map(str, sorted(steps)))} steps: --again")
     for p in sorted(found, key=lambda p: (p["minutes"], p["evaluation"]["rows"][DRAWN]["fid"]["value"])):
         cells = [_of([p], DRAWN, name) for name in ("fid", "precision", "recall", "class confidence")]
-        head_cells = [p["system"], f"{p['minutes']:g}", str(p["machine"]["threads"]), _steps([p])]
+        count = f"{p['evaluation']['samples']:,}"
+        head_cells = [p["system"], f"{p['minutes']:g}", str(p["machine"]["threads"]), count, _steps([p])]
         lines.append([*head_cells, *cells, _of([p], AGAIN, "fid")])
-    floor = [_of(found[:1], REAL, name) for name in ("fid", "precision", "recall", "class confidence")]
-    lines.append(["held-out pictures (floor)", "", "", "", *floor, ""])
+    for count, p in sorted({p["evaluation"]["held out"]: p for p in found}.items()):  # a floor is of its count
+        floor = [_of([p], REAL, name) for name in ("fid", "precision", "recall", "class confidence")]
+        lines.append(["held-out pictures (floor)", "", "", f"{count:,}", "", *floor, ""])
     notes = dict.fromkeys(f"- {p['system']}: {p['about']} ({p['versions']})" for p in found)
     caption = (
-        f"{first['samples']:,} samples at {found[0]['sampling_steps']} steps of each system's own sampler against "
-        f"{first['reference']:,} training pictures; features: {extractor(found)}."
+        f"{found[0]['sampling_steps']} steps of each system's own sampler, against {first['reference']:,} training "
+        f"pictures; features: {extractor(found)}. Values of different numbers of samples cannot be compared."
     )
     return "\n".join([caption, "", _table([*head, "FID, first stage"], lines), "", *notes])
 

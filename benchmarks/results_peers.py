@@ -48,7 +48,7 @@ def measure(system: str, minutes: int, samples: int, lab: Lab, machine: Json) ->
         "minutes": minutes,
         "commands": [command(system, minutes, threads, samples)],
         "moyai": version(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "date": found["training"].get("date") or time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine,
         "steps": {"first_stage": found["training"].get("first stage steps", 0), "prior": found["training"]["steps"]},
         "sampling_steps": found["asked"]["steps"],

@@ -35,13 +35,14 @@ class Stage:
 
     def __init__(self, quality: ModuleType, *, fails: str = "") -> None:
         self.quality, self.fails, self.done = quality, fails, []
+        self.told: dict[str, str] = {}  # of a training, beside its steps
 
     def run(self, job: Any, phase: str) -> None:
         self.done.append(phase)
         (job.folder / f"{phase}-left-behind").touch()
         if phase == self.fails:
             raise SystemExit(f"{phase} failed")
-        name, facts = ("training", {"steps": 7}) if phase == "train" else ("sampling", job.asked())
+        name, facts = ("training", {"steps": 7, **self.told}) if phase == "train" else ("sampling", job.asked())
         files.write_json_atomic(job.folder / f"{name}.json", facts)
 
     def judge(self, job: Any) -> dict[str, Any]:
@@ -167,6 +168,32 @@ def test_the_table_sorts_and_names_the_floor_once(quality: ModuleType) -> None:
         "- features: classifier (abc), against 20000 pictures",
         "- moyai: about moyai (torch 2)",
     ]
+
+
+def test_values_of_several_extractors_stand_in_tables_of_their_own(quality: ModuleType) -> None:
+    other = {**result("ddpm", 32, {}), "extractor": "classifier (def)"}
+    lines = quality.table([result("moyai", 40, {}), other]).splitlines()
+    assert [line.split(" | ")[0] for line in lines if " | 10 | " in line] == ["| moyai", "| ddpm"]
+    assert sum(line.startswith("| held-out") for line in lines) == 2
+    assert [line for line in lines if "features" in line] == [
+        "- features: classifier (abc), against 20000 pictures",
+        "- features: classifier (def), against 20000 pictures",
+    ]
+
+
+def test_a_training_of_the_recipe_as_it_was_is_made_anew(
+    quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, recipe = Stage(quality), tmp_path / "r.toml"
+    recipe.write_text("one")
+    monkeypatch.setattr(quality, "RECIPE", recipe)
+    job = quality.Job("moyai", 10, 1, tmp_path, samples=2, steps=3)
+    stage.told = {"recipe": job.recipe()}
+    assert stage.advance(job) == ["train", "sample", "judge"]
+    assert stage.advance(job) == []
+    recipe.write_text("two")
+    stage.told = {"recipe": job.recipe()}
+    assert stage.advance(job) == ["train", "sample", "judge"]
 
 
 def test_a_clock_counts_the_step_that_began_in_time(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ class StandIn:
         self.fails: dict[str, Ended] = {}
         self.sheet = 1000
         self.extractor = "E (1)"
+        self.shown = 0.0  # the share of copies among the pictures of a sheet
 
     def __call__(self, words: Sequence[str], environment: Mapping[str, str]) -> Ended:
         self.environment = dict(environment)
@@ -70,13 +71,19 @@ class StandIn:
             lines = [{"step": k, "validation": {"loss": 0.2 / k + seed, "psnr": 30.0 * k + seed}} for k in (1, 2)]
             (run / stage / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         trains = {stage: {"train": {"steps": 40 + 10 * (stage == "prior")}} for stage in ("first_stage", "prior")}
-        (run / "recipe.json").write_text(json.dumps({**trains, "sampling": {"steps": 20, "guidance": 1.5}}))
+        (run / "recipe.json").write_text(
+            json.dumps({**trains, "sampling": {"steps": 20, "guidance": 1.5}, "report": {"per_class": 8}})
+        )
         (run / "data.json").write_text("{}")
         (run / "times.json").write_text(json.dumps({"data": 30.0, "prior": 90.0 + 60 * seed}))
         (run / "samples").mkdir()
         (run / "samples" / "samples.png").write_bytes(b"p" * self.sheet)
 
     def evaluate(self, words: list[str]) -> None:
+        if words[1] == "--against":
+            rows = {"samples": {results_page.COPIES: {"value": self.shown}}}
+            Path(words[words.index("--json") + 1]).write_text(json.dumps({"rows": rows}))
+            return
         folder, n = Path(words[0]), int(words[2])
         guidance = float(json.loads((folder / "recipe.json").read_text())["sampling"]["guidance"])
         one = {"low": 0.0, "high": 9.0, "error": None, "count": n, "reference": 5, "warning": "w", "source": "E"}
@@ -193,14 +200,34 @@ def test_another_machine_replaces_a_row_and_the_old_file_is_left_aside(bench: Be
     assert len(aside["points"]) == 3
 
 
-def test_cifars_samples_are_shown_only_where_none_is_a_copy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifars_samples_are_shown_only_where_none_of_them_is_a_copy(bench: Bench) -> None:
     picture = bench.home / "docs" / "pictures" / "cifar10.png"
-    monkeypatch.setattr(results, "CLEARED", 0.003)  # the stand-in's share is 0.004
+    bench.stand.shown = results.CLEARED
     bench("--row", "cifar10")
     assert not picture.exists()
-    monkeypatch.setattr(results, "CLEARED", 0.02)
+    run = str(bench.home / "runs" / "results" / "cifar10-seed0")
+    drawn, judged = bench.stand.said[-2:]  # those of the sheet, not those of the table
+    assert drawn[:4] == ["sample", run, "--n", "8"]
+    assert judged[:4] == ["evaluate", f"{run}.shown.npz", "--against", run]
+    bench.stand.shown = 0.0
     bench("--row", "cifar10", "--again")
     assert picture.exists()
+
+
+def test_a_row_of_the_recipe_as_it_was_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench("--row", "mnist")
+    (before,) = bench.points("mnist")
+    left = bench.home / "runs" / "results" / "mnist-seed0" / "left"
+    left.touch()
+    monkeypatch.setattr(results, "recipe_hash", lambda name: "another")
+    monkeypatch.setattr(results_measure, "recipe_hash", lambda name: "another")
+    bench("--row", "mnist")
+    (after,) = bench.points("mnist")
+    assert len(before["recipe"]) == 12
+    assert after["recipe"] == "another"
+    assert not left.exists()
+    bench("--row", "mnist")
+    assert bench.stand.said == []
 
 
 def test_a_sheet_that_is_too_large_gets_fewer_columns(bench: Bench) -> None:
@@ -292,11 +319,20 @@ def test_the_peers_are_read_from_their_benchmark(bench: Bench, monkeypatch: pyte
     assert bench("--row", "peers", "--threads", "1") == 1  # monai is not there
     short = [(system, "10") for system in ("moyai", "ddpm", "diffusers", "monai")]
     assert asked == [*short, ("moyai", "60"), ("diffusers", "60")]  # diffusers was the best of the others
-    assert "| diffusers | 10 | 1 | 321 | 7.00 |" in bench.page
+    assert "| diffusers | 10 | 1 | 2,000 | 321 | 7.00 |" in bench.page
     assert "- ddpm: as documented (x 1.0)" in bench.page
     asked.clear()
     bench("--row", "peers", "--threads", "1")
     assert asked == [("monai", "10")]
+    # Counts stand beside the values, and each has a floor; other steps of a sampler are another measurement.
+    found = bench.points("peers")
+    found[0]["evaluation"] |= {"samples": 500, "held out": 500}
+    told = results_page.peers({"peers": {"points": found}})
+    assert "| moyai | 10 | 1 | 500 |" in told
+    assert [line.split(" | ")[3] for line in told.splitlines() if "(floor)" in line] == ["500", "2,000"]
+    found[0]["sampling_steps"] = 20
+    with pytest.raises(DataError, match="20 and 50 steps"):
+        results_page.peers({"peers": {"points": found}})
 
 
 def test_the_peers_lie_where_their_benchmark_puts_them() -> None:

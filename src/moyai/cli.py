@@ -226,7 +226,7 @@ def _walk_words(p: argparse.ArgumentParser, whose: str = "the recipe's") -> None
 
 
 def _recipe_words(p: argparse.ArgumentParser) -> None:
-    p.add_argument("recipe", metavar="RECIPE", help="a recipe's name (mnist, folder, ...), a .toml file, or a run's folder")
+    p.add_argument("recipe", metavar="RECIPE", help="a recipe's name (mnist, ...), a .toml file, or a run's folder")
     p.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="laid over the recipe")
     p.add_argument("--gpu", action="store_true", help="lay the recipe's [gpu] table over it")
 

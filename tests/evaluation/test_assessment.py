@@ -99,6 +99,18 @@ def test_copies_of_training_pictures_are_named(run: Path, monkeypatch: pytest.Mo
         assert told["close"] == request.count
         assert [one["training"] for one in told["worst"]] == [mine.names[index[m.sample]] for m in found.worst]
         assert honest.copies[space].close.value < 1.0
+    # Those outside the part that all else is compared with are found too.
+    monkeypatch.setattr(assessment, "REFERENCE", 20)
+    monkeypatch.setattr(assessment, "NEIGHBOURHOOD", 10)
+    few = judge()
+    assert len(few.reference.features) == 20 < mine.count
+    assert few.facts["searched for copies"] == few.facts["training"] == mine.count
+    assert "against 10 of the 20 training pictures" in assessment.neighbourhood(few.facts)
+    for space in ("features", "pixels"):
+        assert few.copies[space].close.value == 1.0
+        assert all(match.training == index[match.sample] for match in few.copies[space].worst)
+    monkeypatch.setattr(assessment, "SEARCHED", 30)
+    assert judge().facts["searched for copies"] == 30
     # Real pictures are nearer to real ones than those of a model of 12 steps. (FID means nothing at 12 samples.)
     measure = "sliced wasserstein"
     assert copied.values["samples"][measure].value < honest.values["samples"][measure].value

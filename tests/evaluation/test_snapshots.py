@@ -17,7 +17,7 @@ from moyai.errors import RequestError
 from moyai.evaluation import frechet, snapshots
 from moyai.evaluation.features import extract
 from moyai.evaluation.neighbours import manifold
-from moyai.evaluation.rows import Reference
+from moyai.evaluation.rows import Reference, Searched
 from moyai.evaluation.values import Source
 
 
@@ -36,7 +36,7 @@ class Pooled:
 def against(pixels: np.ndarray, source: Source = Pooled.source) -> Reference:
     found = dataclasses.replace(extract(Pooled(), pixels), source=source)
     statistics = frechet.Statistics.of(found.values, source)
-    return Reference(pixels, found, found.rows(torch.arange(30)), statistics, (), None)
+    return Reference(pixels, found, found.rows(torch.arange(30)), statistics, Searched(pixels, found, (), None))
 
 
 Measure = Callable[..., Iterator[tuple[int, dict[str, Any]]]]

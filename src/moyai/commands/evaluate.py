@@ -73,8 +73,8 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
     yield from _said(result, options)
     if subjects.is_run(path):
         write_json_atomic(path / "evaluation.json", result)
-        reference = found.reference
-        gallery.write(path, found.copies, found.samples, reference.pixels, found.features, reference.features)
+        training = found.reference.searched
+        gallery.write(path, found.copies, found.samples, training.pixels, found.features, training.features)
         for step, values in steps:
             told = (f"{name} {assessment.shown(value)}" for name, value in values.items())
             yield f"step {step:,}: {', '.join(told)}"
@@ -269,8 +269,9 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         texts = [row if not number else column[number] for row, column in cells.items()]
         yield f"{lines[0]:{label}}" + "".join(f"{t:>{w}}" for t, w in zip(texts, widths.values(), strict=True))
         yield from (f"  {line}" for line in lines[1:])
-    if told := assessment.grouped(facts):
-        yield told
+    for told in (assessment.neighbourhood(facts), assessment.grouped(facts)):
+        if told:
+            yield told
     if told := assessment.with_what(rows):
         yield told
     about: dict[str, dict[str, None]] = {}

@@ -27,13 +27,23 @@ from moyai.evaluation.features import Extractor, Pixels
 from moyai.evaluation.memorization import Memorization
 from moyai.evaluation.networks import OwnExtractor
 from moyai.evaluation.obedience import Obedience
-from moyai.evaluation.rows import Pictures, Reference, copies, fidelity, measure, perceptual_distance, without_floor
+from moyai.evaluation.rows import (
+    Pictures,
+    Reference,
+    Searched,
+    copies,
+    fidelity,
+    measure,
+    perceptual_distance,
+    without_floor,
+)
 from moyai.evaluation.values import Features, Value
 from moyai.firststage.codec import Codec
 from moyai.model import LatentModel
 
 Progress = Callable[[str, int, int], None]
 REFERENCE = 20_000  # training pictures the others are compared with, at most
+SEARCHED = 200_000  # training pictures that copies are looked for among, at most
 NEIGHBOURHOOD = 5_000  # of those, for precision and its kin, whose cost is the product of the counts
 ROWS = ("held out", "first stage", "as many samples", "samples")
 NEAR = {  # how the share of close samples is called, by the space it was measured in
@@ -91,7 +101,7 @@ class Assessment:
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         rows = {row: {name: _plain(v) for name, v in values.items()} for row, values in self.values.items()}
-        copies = {space: _plain_copies(found, self.reference.names) for space, found in self.copies.items()}
+        copies = {space: _plain_copies(found, self.reference.searched.names) for space, found in self.copies.items()}
         return {"rows": rows, "facts": dict(self.facts), "copies": copies}
 
 
@@ -154,10 +164,11 @@ def assess_pictures(
         values["first stage"] |= _likeness(real.pixels, again, extractor)
     groups = None if held_out.groups is None else held_out.groups[index]
     progress("looking for copies", 0, 1)
-    found = copies(of["samples"], samples.pixels, reference, of["held out"], real.pixels, groups, cache)
+    found = copies(of["samples"], samples.pixels, reference.searched, of["held out"], real.pixels, groups, cache)
     progress("looking for copies", 1, 1)
     values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
     facts = {"samples": len(samples.pixels), **_facts(extractor, reference, len(index), groups)}
+    facts |= {"searched for copies": len(reference.searched.features), "training": train.count}
     return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
 
 
@@ -199,7 +210,7 @@ def _likeness(real: np.ndarray, again: np.ndarray, extractor: Extractor) -> dict
 def _facts(extractor: Extractor, reference: Reference, held_out: int, groups: np.ndarray | None) -> dict[str, Any]:
     """What the values are of, beside the samples."""
     facts: dict[str, Any] = {"extractor": str(extractor.source), "held out": held_out}
-    facts["reference"] = len(reference.features)
+    facts |= {"reference": len(reference.features), "neighbourhood": len(reference.neighbourhood)}
     if groups is not None:
         facts["groups held out"] = len(np.unique(groups))
     if isinstance(extractor, OwnExtractor):
@@ -261,6 +272,16 @@ def grouped(facts: Mapping[str, Any]) -> str:
     )
 
 
+def neighbourhood(facts: Mapping[str, Any]) -> str:
+    """How many training pictures precision and its kin are measured against, in a sentence; "" where it is all."""
+    near, whole = facts.get("neighbourhood", 0), facts["reference"]
+    return (
+        f"precision, recall, density and coverage are measured against {near:,} of the {whole:,} training pictures"
+        if 0 < near < whole
+        else ""
+    )
+
+
 def with_what(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What stands in brackets behind a metric's name: how many scales of MS-SSIM fitted, how many neighbours; "" where
     nothing does."""
@@ -280,11 +301,18 @@ def meaning(name: str) -> str:
 
 
 def _reference(train: ImageSet, extractor: Extractor, cache: Path, progress: Progress) -> Reference:
-    some = train.subset(_spread(train.count, REFERENCE))  # its pictures stay where they are
-    found = _features(extractor, some.pixels, cache, "training pictures", progress)
+    """Copies are looked for among all training pictures, unless these are very many; the rest is compared with some."""
+    whole = train.subset(_spread(train.count, SEARCHED))  # its pictures stay where they are
+    all_of_it = _features(extractor, whole.pixels, cache, "training pictures", progress)
+    searched = Searched(whole.pixels, all_of_it, tuple(whole.names), whole.groups)
+    index = _spread(whole.count, REFERENCE)
+    some, found = whole, all_of_it
+    if len(index) < whole.count:
+        some, chosen = whole.subset(index), all_of_it.rows(torch.from_numpy(index))
+        found = replace(chosen, content=feature_cache.content_hash(some.pixels))
     near = found.rows(torch.from_numpy(_spread(len(found), NEIGHBOURHOOD)))
     known = feature_cache.statistics(found, cache=cache)
-    return Reference(some.pixels, found, near, known, tuple(some.names), some.groups)
+    return Reference(some.pixels, found, near, known, searched)
 
 
 def _features(extractor: Extractor, pixels: Pixels, cache: Path, what: str, progress: Progress) -> Features:

@@ -41,6 +41,16 @@ class Pictures:
 
 
 @dataclass(frozen=True, eq=False)
+class Searched:
+    """The training pictures that copies are looked for among."""
+
+    pixels: Pixels  # (T, C, H, W)
+    features: Features
+    names: tuple[str, ...]
+    groups: np.ndarray | None  # (T,) int64
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """The training pictures that others are compared with."""
 
@@ -48,8 +58,7 @@ class Reference:
     features: Features
     neighbourhood: Features  # some of these, for what costs the product of the counts
     statistics: frechet.Statistics
-    names: tuple[str, ...]
-    groups: np.ndarray | None  # (M,) int64
+    searched: Searched
 
     @cached_property
     def radii(self) -> Tensor:
@@ -134,7 +143,7 @@ def _batches(pixels: np.ndarray) -> list[slice]:
 def copies(
     mine: Features,
     samples: np.ndarray,
-    reference: Reference,
+    training: Searched,
     theirs: Features,
     real: np.ndarray,
     groups: np.ndarray | None,
@@ -145,17 +154,17 @@ def copies(
     groups: of the held-out pictures `real`, where the data have groups. The control's distances are kept in the folder
     `cache`, under the hash of both sets.
     """
-    mine_of, theirs_of = (reference.groups, groups) if groups is not None else (None, None)
+    mine_of, theirs_of = (training.groups, groups) if groups is not None else (None, None)
     apart = "all" if mine_of is None or theirs_of is None else _hashed(mine_of) + _hashed(theirs_of)
 
     def kept(name: str) -> memorization.Kept:
         told = f"control in {name}, {apart}"
-        return lambda make: distances(told, reference.features, theirs, len(real), make, cache=cache)
+        return lambda make: distances(told, training.features, theirs, len(real), make, cache=cache)
 
-    small = [_small(pixels) for pixels in (samples, reference.pixels, real)]
+    small = [_small(pixels) for pixels in (samples, training.pixels, real)]
     return {
         "features": memorization.in_features(
-            mine, reference.features, theirs, groups=mine_of, held_out_groups=theirs_of, kept=kept("features")
+            mine, training.features, theirs, groups=mine_of, held_out_groups=theirs_of, kept=kept("features")
         ),
         "pixels": memorization.in_pixels(
             small[0], small[1], small[2], groups=mine_of, held_out_groups=theirs_of, kept=kept(f"pixels, {SMALL}")

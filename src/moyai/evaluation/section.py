@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moyai.evaluation import curves, gallery, page, snapshots
+from moyai.evaluation import assessment, curves, gallery, page, snapshots
 from moyai.evaluation.assessment import cost, grouped, meaning, ordered, shown, with_what
 from moyai.files import read_json
 
@@ -31,8 +31,10 @@ INTRODUCTION = """No number here means much alone; read it beside "held out". Th
 has never seen, measured in the same way and, where there are enough of them, in the same number: the floor that \
 perfect samples would reach.{first_stage}
 
-A range in brackets holds the true value in 95 of 100 cases; ± is one standard error. Values of another extractor, or \
-at other counts, are on another scale and cannot be compared with these."""
+A range in brackets is a 95 % interval, ± one standard error: how far the value would move with other pictures from \
+the same source, the training pictures it is measured against held fixed. That of the sliced Wasserstein distance \
+covers only its choice of directions. Values of another extractor, or at other counts, are on another scale and cannot \
+be compared with these.{neighbourhood}"""
 FIRST_STAGE = """ "First stage" is what these pictures become through the latents and back. Samples are seldom better \
 than that, so where both rows are alike, a better first stage helps more than a longer training."""
 FEWER = """
@@ -57,7 +59,9 @@ def blocks(run: Path) -> list[page.Block]:
     steps = _steps(run, result["facts"])
     return [
         page.Text(
-            INTRODUCTION.format(first_stage=FIRST_STAGE if "first stage" in rows else "")
+            INTRODUCTION.format(
+                first_stage=FIRST_STAGE if "first stage" in rows else "", neighbourhood=_neighbourhood(result["facts"])
+            )
             + (FEWER if "as many samples" in rows else "")
         ),
         *_tables(rows, names, result["facts"]),
@@ -193,11 +197,19 @@ def _steps_table(steps: Sequence[Mapping[str, Any]]) -> page.Table:
     return page.Table(("step", *names), cells, "The averages kept during training")
 
 
+def _neighbourhood(facts: Mapping[str, Any]) -> str:
+    told = assessment.neighbourhood(facts)
+    return f" {told[0].upper()}{told[1:]}." if told else ""
+
+
 # ---- copies
 
 
 def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[page.Block]:
     told = [_sentence(value) for name, value in samples.items() if name.startswith(COPIES)]
+    facts = result["facts"]
+    if told and facts.get("searched for copies", 0) < facts.get("training", 0):
+        told.append(f"Looked for among {facts['searched for copies']:,} of {facts['training']:,} training pictures.")
     said = [page.Text("Are the samples copies? " + "\n\n".join(told))] if told else []
     alt = "samples above the training pictures they are nearest to"
     found = result.get("copies", {}).get("features", {})

@@ -26,7 +26,7 @@ from moyai.recipe.model import Recipe
 from moyai.recipe.overlay import check_plain, filled, lay, nested, override
 
 _PACKAGE = Path(__file__).parents[1]
-# Where a name is looked up: the working folder's, then those that an installation has in the package, a checkout beside.
+# Where a name is looked up: in the working folder, then in the package, or beside it where that is a checkout.
 FOLDERS = (
     Path("recipes"),
     next((f for f in (_PACKAGE / "recipes", _PACKAGE.parents[1] / "recipes") if f.is_dir()), _PACKAGE / "recipes"),
