@@ -434,6 +434,30 @@ def test_difference_looks_only_at_the_sections_named() -> None:
     assert recipes.difference(old, old) == []
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("data.resolution=256",),
+        (
+            *("first_stage.kind=vq", "first_stage.codebook.size=8192", "first_stage.net.latent_channels=4"),
+            "first_stage.objective.detail=0.1",
+        ),
+        ("first_stage.kind=fsq", "first_stage.grid.levels=[256,64,64,64,32,32,32,32]"),
+    ],
+)
+def test_what_the_oasis_recipe_says_can_be_laid_over_it_can(overrides: tuple[str, ...]) -> None:
+    path = ROOT / "recipes" / "oasis.toml"
+    head = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    assert " ".join(overrides) in head.replace(";", " ").replace(".  ", " ")
+    size = 256 if overrides[0].startswith("data") else 128
+    facts = OTHERS["oasis"].model_copy(update={"height": size, "width": size})
+    recipe = resolving.resolve(recipes.load(path, overrides), facts)
+    channels = {"kl": 8, "vq": 4, "fsq": 8}[recipe.first_stage.kind]
+    assert recipe.first_stage.net.latent_channels == channels
+    assert recipe.first_stage.objective.adversarial is not None
+    assert recipe.data.resolution == size
+
+
 # --- help ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from moyai.data import brain
+from moyai.data.config import OasisConfig
 from moyai.data.images import ImageSet
 from moyai.evaluation import page, stagesection
 from moyai.firststage import health
@@ -173,3 +175,32 @@ def test_a_log_without_a_validation_has_pictures_and_statistics_only(tmp_path: P
 
 def test_pixels_have_no_first_stage(tmp_path: Path) -> None:
     assert blocks(tmp_path, PixelCodec((1, 8, 8))) == []
+
+
+def test_after_the_decoder_was_trained_further_its_log_speaks(tmp_path: Path) -> None:
+    written(tmp_path, NOW)
+    further = json.loads(json.dumps(NOW))
+    further[1]["validation"]["psnr"] = 35.0
+    (tmp_path / "decoder").mkdir()
+    (tmp_path / "decoder" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in further))
+    assert stagesection.log_of(tmp_path) == tmp_path / stagesection.LOG  # it is not finished
+    (tmp_path / "decoder" / "model").mkdir()
+    text = next(block.text for block in blocks(tmp_path) if isinstance(block, page.Text))
+    assert "PSNR 35.0 dB" in text
+
+
+def test_a_blur_stands_beside_what_is_measured_in_a_box(real_data: Path, tmp_path: Path) -> None:
+    """One pixel's blur of brain slices: 0.956 on the frame and 0.884 in the box (measured by torchmetrics)."""
+    config = OasisConfig(root=real_data / "brain", resolution=128)
+    images = brain.read(config, tmp_path)
+    assert images.held_out is not None
+    held_out = images.subset(np.flatnonzero(images.held_out))
+    (found,) = stagesection.beside_a_blur({"box ssim": 0.9, "ssim": 0.95, "psnr": 30.0}, held_out)
+    assert isinstance(found, page.Table)
+    assert found.rows[0][:4] == ("reconstruction", "30", "0.95", "0.9")
+    _, psnr, frame, box, power = found.rows[1]
+    assert float(frame) == pytest.approx(0.956, abs=0.006)
+    assert float(box) == pytest.approx(0.884, abs=0.012)
+    assert float(psnr) > 20
+    assert float(power) < 0.2
+    assert stagesection.beside_a_blur({"ssim": 0.95}, held_out) == []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moyai.firststage import health
 from moyai.firststage.config import FSQFirstStage, KLFirstStage, VQFirstStage
-from moyai.firststage.instruments import Measurement, box_ssim, fine_power
+from moyai.firststage.instruments import Measurement, blurred, box_ssim, fine_power
 from moyai.firststage.posterior import DiagonalGaussian
 from moyai.firststage.quantization import Quantized
 from moyai.similarity import ms_ssim, psnr, ssim
@@ -295,3 +295,30 @@ def test_every_setting_that_a_sentence_names_exists() -> None:
     named = set(re.findall(r"first_stage(?:\.[a-z_0-9]+)+", texts))
     assert len(named) > 6
     assert named <= known
+
+
+def test_pictures_of_a_group_count_as_one() -> None:
+    x, y = pair(6)
+    groups = np.array([0, 0, 0, 0, 1, 1])
+    parts = []
+    for rows in (slice(0, 4), slice(4, 6)):
+        one = Measurement()
+        one.add(x[rows], y[rows])
+        parts.append(one.result())
+    whole = Measurement()
+    for rows in (slice(0, 3), slice(3, 6)):  # a group may be in two batches
+        whole.add(x[rows], y[rows], groups=groups[rows])
+    for name in ("psnr", "ssim", "l1"):
+        assert whole.result()[name] == pytest.approx((parts[0][name] + parts[1][name]) / 2, rel=1e-6)
+    alone = Measurement()
+    alone.add(x, y)
+    assert alone.result()["psnr"] != pytest.approx(whole.result()["psnr"], rel=1e-4)
+
+
+def test_a_blur_is_a_gaussian_s() -> None:
+    point = torch.zeros(1, 2, 17, 15)
+    point[:, :, 8, 7] = 1
+    wanted = scipy.ndimage.gaussian_filter(point[0, 0].double().numpy(), 1.0, mode="mirror", truncate=4.0)
+    np.testing.assert_allclose(blurred(point)[0, 1].numpy(), wanted, atol=1e-6)
+    x, _ = pair(2)
+    torch.testing.assert_close(blurred(x).mean((2, 3)), x.mean((2, 3)), atol=0.02, rtol=0)

@@ -2,7 +2,8 @@
 
 Each of the ways in which a widely used training script for autoencoders goes wrong is a test: a perceptual loss that
 nothing learns from, gradients that leak between the autoencoder and its discriminator, weights that training leaves in
-half precision, resuming that fails (tests/training/test_resume.py), three channels written into the code.
+half precision, resuming that fails (tests/training/test_resume.py), three channels written into the code, gradients
+that go past what averages them over processes (several are refused).
 """
 
 from pathlib import Path
@@ -288,3 +289,99 @@ def test_a_step_that_was_not_applied_leaves_nothing_to_the_running_means() -> No
     assert means[0]
     for name, value in means[0].items():
         torch.testing.assert_close(value, means[1][name], rtol=0, atol=0)
+
+
+# What a step's loss is made of, in its place ------------------------------------------------------------------------
+
+
+def terms(made: FirstStageTraining, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a step and its parts, the same pictures and randomness for equal steps."""
+    loss, parts = made.losses(made.batch(0), Draw(0, step, 8, stage=made.name))
+    return loss.detach(), parts
+
+
+def test_the_kl_weight_of_a_step_is_the_annealed_one() -> None:
+    plain = {"first_stage.objective": {"kl": {"weight": 0.5}}}
+    rising = {
+        "first_stage.objective": {"kl": {"weight": 0.5, "anneal": {"kind": "cyclical", "cycles": 1, "ratio": 0.5}}}
+    }
+    fixed, annealed = stage(images(), False, **plain), stage(images(), False, **rising)
+    for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (19, 1.0)):  # of 20: half of the run rises
+        loss, parts = terms(fixed, step)
+        other, same = terms(annealed, step)
+        assert torch.equal(parts["kl"], same["kl"])
+        torch.testing.assert_close(loss - other, 0.5 * (1 - share) * parts["kl"], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("regularizer", "step"), [("r1", 10), ("lecam", 10)])
+def test_a_regularizer_is_part_of_what_the_discriminator_learns_from(regularizer: str, step: int) -> None:
+    def loss(weight: float, kind: str = regularizer) -> Tensor:
+        more = {**ADVERSARIAL, "regularizer": kind, "regularizer_weight": weight}
+        made = awake(stage(images(), **{"first_stage.objective": {"adversarial": more}}))
+        rival = made.rival
+        assert rival is not None
+        if rival.lecam is not None:  # its means are known from earlier steps
+            rival.lecam.update(torch.full((4,), 0.5), torch.full((4,), -0.5))
+        return terms(made, step)[1]["discriminator"]
+
+    none, one, two = loss(0.0), loss(1.0), loss(2.0)
+    assert (one - none).abs().max() > 1e-6
+    torch.testing.assert_close(two - none, 2 * (one - none), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(none, loss(1.0, "none"))
+
+
+def test_the_adversarial_term_counts_by_its_weight_times_the_adaptive_one() -> None:
+    def of(**config: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        made = awake(stage(images(), **{"first_stage.objective": {"adversarial": {**ADVERSARIAL, **config}}}))
+        return terms(made, 10)
+
+    nothing, parts = of(weight=0.0)
+    for config in ({"weight": 0.7}, {"weight": 0.7, "adaptive": False}):
+        loss, said = of(**config)
+        assert torch.equal(said["adversarial"], parts["adversarial"])
+        adaptive = said["adaptive weight"]
+        assert bool((adaptive == 1).all()) == ("adaptive" in config)
+        torch.testing.assert_close(loss - nothing, 0.7 * adaptive * said["adversarial"], atol=1e-5, rtol=1e-4)
+
+
+def test_learned_similarity_is_learned_from_by_the_autoencoder_and_not_by_the_discriminator() -> None:
+    def grown(weight: float) -> FirstStageTraining:
+        perceptual = {"kind": "discriminator", "weight": weight}
+        config = {"adversarial": {**ADVERSARIAL, "weight": 0.0}, "perceptual": perceptual}
+        made = awake(stage(images(), **{"first_stage.objective": config}))
+        loss, _ = made.losses(made.batch(0), Draw(0, 10, 8, stage=made.name))
+        loss.sum().backward()
+        return made
+
+    one, two = grown(1.0), grown(3.0)
+    last = [made.autoencoder.last_layer.grad for made in (one, two)]
+    assert last[0] is not None
+    assert last[1] is not None
+    assert not torch.allclose(last[0], last[1])
+    assert one.rival is not None
+    assert two.rival is not None
+    for mine, theirs in zip(one.rival.parameters(), two.rival.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_the_average_of_a_codebook_goes_along_with_a_restart() -> None:
+    data = images(count=16)
+    codebook = {"size": 16, "restart": 0.9, "decay": 0.1, "update": "gradient"}
+    made = stage(
+        data, False, **{"first_stage.kind": "vq", "first_stage.codebook": codebook, "first_stage.objective": {}}
+    )
+    train_step(made.state, made.losses, made.batch(0), Draw(0, 0, 8, stage=made.name), 9.0, made.applied)
+    live = made.autoencoder.bottleneck
+    average = made._average().bottleneck
+    assert len(live.moved) > 0
+    assert torch.equal(average.codebook[live.moved], live.codebook[live.moved])
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Gradients that go past what averages them over processes would part the copies: moyai trains in one process."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"))
+    status, said = tiny.moyai(["train", recipe, "--out", tmp_path / "run"], tmp_path / "said")
+    assert status == 2
+    assert "WORLD_SIZE is 2: moyai trains in one process" in tiny.one_line(said)
+    assert not (tmp_path / "run").exists()

@@ -149,7 +149,7 @@ def _process_blocks(material: Material, folder: Path) -> list[Any]:
 
 def _curve_blocks(material: Material) -> list[Any]:
     blocks: list[Any] = []
-    for stage, title in (("first_stage", "First stage"), ("prior", "Prior")):
+    for stage, title in (("first_stage", "First stage"), ("decoder", "Decoder"), ("prior", "Prior")):
         path = material.run / stage / "log.jsonl"
         series = []
         for kind, label in (("train", "training"), ("validation", "held out")):

@@ -13,12 +13,17 @@ A channel whose means differ between places, but not between pictures, says noth
 Gaussian channel carries less than 1/2 ln(1 / 0.99) = 0.005 nats a value. Fine power takes a picture as periodic. It is
 1 for the identity, and far below for a blur, which PSNR and SSIM forgive. What the numbers say, and when a person
 should be told, is in `health`. Of several maps of codes each has its own, as "perplexity top".
+
+Pictures that come in groups (the slices of a person) count by group: a figure of pictures is the mean over groups of
+the mean in each. That of all pictures would be of those with the most slices.
 """
 
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moyai.firststage.hierarchy import code_maps
@@ -41,6 +46,17 @@ def fine_power(images: Tensor) -> Tensor:
     # A real picture's spectrum is stored by half: all but the columns of f_x = 0 and f_x = 1/2 stand for two.
     counted = torch.where((x > 0) & (x < 0.5), 2.0, 1.0) * (torch.hypot(y, x) > FINE)
     return (power * counted).sum((-2, -1)).mean(1)
+
+
+def blurred(images: Tensor, sigma: float = 1.0) -> Tensor:
+    """(B, C, H, W) blurred by a Gaussian of `sigma` pixels, cut off at four, the edges mirrored; what SSIM forgives."""
+    reach = min(math.ceil(4 * sigma), *(side - 1 for side in images.shape[-2:]))
+    row = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=images.device) / sigma).square())
+    row, channels = row / row.sum(), images.shape[1]
+    wide = F.pad(images, (reach, reach, reach, reach), mode="reflect")
+    for kernel in (row[:, None], row[None]):
+        wide = F.conv2d(wide, kernel.expand(channels, 1, *kernel.shape), groups=channels)
+    return wide
 
 
 def box_ssim(originals: Tensor, reconstructions: Tensor, threshold: float = 0.06) -> Tensor:
@@ -76,19 +92,27 @@ class Measurement:
         codes: Mapping[str, int] | None = None,
     ) -> None:
         self.perceptual, self.boxed, self.codes = perceptual, boxed, codes or {}
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._values: dict[str, list[Tensor]] = {}
+        self._groups: dict[str, list[Tensor]] = {}
         self._gaussian = _Gaussian()
         self._chosen: dict[str, list[Tensor]] = {}  # of each map of codes
-        self._scales = 1
+        self._scales, self._seen = 1, 0
 
     def add(
-        self, images: Tensor, reconstructions: Tensor, posterior: Posterior, logits: tuple[Tensor, Tensor] | None = None
+        self,
+        images: Tensor,
+        reconstructions: Tensor,
+        posterior: Posterior | None = None,
+        logits: tuple[Tensor, Tensor] | None = None,
+        groups: np.ndarray | None = None,
     ) -> None:
         """images, reconstructions: (B, C, H, W) float32 in [-1, 1]; the latter decoded from the posterior's mode.
 
-        logits: what a discriminator says of each of both, (B,).
+        logits: what a discriminator says of each of both, (B,). groups: (B,) int64, where the data have groups.
         """
+        self._of = torch.arange(len(images)) if groups is None else torch.from_numpy(groups)
+        self._of = self._of + (self._seen if groups is None else 0)  # a picture without a group is one of its own
+        self._seen += len(images)
         error = (reconstructions - images).flatten(1)
         self._add("l1", error.abs().mean(1))
         # The range is 2 in these units, so that the figure equals the one on integers.
@@ -99,7 +123,7 @@ class Measurement:
         self._add("ms-ssim", ms_ssim(x, y, top=1))
         if self.boxed:
             values = box_ssim(images, reconstructions)
-            self._add("box ssim", values[torch.isfinite(values)])
+            self._add("box ssim", values, seen=torch.isfinite(values).cpu())
         if self.perceptual is not None:
             self._add("perceptual", self.perceptual(images, reconstructions))
         for side, said in zip(("real", "fake"), logits or (), strict=False):
@@ -108,12 +132,13 @@ class Measurement:
         self._add("power of reconstructions", fine_power(reconstructions))
         if isinstance(posterior, DiagonalGaussian):
             self._gaussian.add(posterior)
-        for name, one in code_maps(posterior).items():
+        for name, one in {} if posterior is None else code_maps(posterior).items():
             self._chosen.setdefault(name, []).append(one.codes.flatten())
 
     def result(self) -> dict[str, float]:
         """The mean of every instrument that applies, by its name; those of a channel as "kl/0", "std/0", ..."""
-        found = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        joined = {name: (torch.cat(v), torch.cat(self._groups[name])) for name, v in self._values.items()}
+        found = {name: _by_group(values, groups) for name, (values, groups) in joined.items() if len(values)}
         original, reconstructed = found.pop("power of originals"), found.pop("power of reconstructions")
         found["ms-ssim scales"] = float(self._scales)
         if original > FLAT:
@@ -123,9 +148,19 @@ class Measurement:
             found |= {f"{instrument} {name}".rstrip(): value for instrument, value in of_map.items()}
         return {**found, **self._gaussian.result()}
 
-    def _add(self, name: str, values: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
-        self._counts[name] = self._counts.get(name, 0) + len(values)
+    def _add(self, name: str, values: Tensor, *, seen: Tensor | None = None) -> None:
+        """seen: (B,) bool, of which pictures there is a value; of all where it is None."""
+        rows = slice(None) if seen is None else seen
+        self._values.setdefault(name, []).append(values.detach().double().cpu()[rows])
+        self._groups.setdefault(name, []).append(self._of[rows])
+
+
+def _by_group(values: Tensor, groups: Tensor) -> float:
+    """The mean over groups of the mean in each."""
+    _, place = torch.unique(groups, return_inverse=True)
+    counts = torch.bincount(place)
+    sums = torch.zeros(len(counts), dtype=values.dtype).index_add_(0, place, values)
+    return float((sums / counts).mean())
 
 
 class _Gaussian:

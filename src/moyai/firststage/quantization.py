@@ -81,6 +81,7 @@ class VectorQuantizer(nn.Module):
         self.channels = self.moments = channels
         vectors = self._scaled(torch.empty(config.size, channels).uniform_(-1 / config.size, 1 / config.size))
         self.codebook = nn.Parameter(vectors, requires_grad=config.update == "gradient")
+        self.moved = torch.empty(0, dtype=torch.int64)  # the vectors that the last step restarted
         self.register_buffer("usage", torch.ones(config.size))
         self.register_buffer("sums", vectors.clone() if config.update == "ema" else None)
         self.register_buffer("initialised", torch.tensor(False))
@@ -163,6 +164,7 @@ class VectorQuantizer(nn.Module):
     def _restart(self, latents: Tensor, draw: Draw) -> int:
         even = self.usage.mean()
         dead = (self.usage < self.config.restart * even).nonzero().flatten()
+        self.moved = dead
         if not len(dead):
             return 0
         rng = _generator(draw, "codebook restart")
@@ -170,7 +172,7 @@ class VectorQuantizer(nn.Module):
         some = latents[_picked(rng, len(latents), min(len(latents), 16 * len(dead)), latents.device)].unique(dim=0)
         dead = dead[self.usage[dead].argsort(stable=True)][: len(some)]  # the least used first
         places = some[_picked(rng, len(some), len(dead), some.device)]
-        self.codebook[dead] = places
+        self.codebook[dead], self.moved = places, dead
         self.usage[dead] = even
         if self.sums is not None:
             self.sums[dead] = even * places

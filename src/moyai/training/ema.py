@@ -34,7 +34,7 @@ def copy_of(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update(average: nn.Module, live: nn.Module, beta: float) -> None:
     """average <- beta average + (1 - beta) live; what no gradient changes is copied (buffers, a codebook that follows
-    running means: an average of it would lie between the old and the new place of a vector that was restarted)."""
+    running means)."""
     pairs = list(zip(average.parameters(), live.parameters(), strict=True))
     theirs = [a.detach() for a, p in pairs if p.requires_grad]
     mine = [p.detach() for _, p in pairs if p.requires_grad]

@@ -120,6 +120,11 @@ class FirstStageTraining:
             if isinstance(codebook, VectorQuantizer) and name in self._seen and not self.only_decoder:
                 z, codes = (torch.cat(rows) for rows in zip(*self._seen[name], strict=True))
                 said[f"restarted {name}".rstrip()] = float(codebook.update(z, codes, draw))
+                # The average goes along: between a vector's old and new place there is none.
+                average = quantizers(self._average().bottleneck)[name]
+                if isinstance(average, VectorQuantizer) and len(codebook.moved):
+                    with torch.no_grad():
+                        average.codebook[codebook.moved] = codebook.codebook[codebook.moved]
         self._seen = {}
         return said
 
@@ -136,7 +141,8 @@ class FirstStageTraining:
                 posterior = model.encode(images, cond)
                 shown = model.decode(posterior.mode(), _size(images), cond).float().clamp(-1, 1)
                 logits = None if rival is None else rival.judged(images, shown, batch.fields)
-            measured.add(images, shown, posterior, logits)
+            of = None if self.held_out.groups is None else self.held_out.groups[batch.index.cpu().numpy()]
+            measured.add(images, shown, posterior, logits, groups=of)
         return measured.result()
 
     @torch.no_grad()

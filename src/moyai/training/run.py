@@ -13,6 +13,7 @@ A finished part is not repeated; the same command goes on where an earlier one w
 """
 
 import functools
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,9 @@ from moyai.data import report as data_report
 from moyai.data.locate import cache_folder
 from moyai.devices import chosen
 from moyai.errors import ConfigError, RequestError, choices
-from moyai.evaluation import report, section
+from moyai.evaluation import report, section, stagesection
 from moyai.files import read_json, sweep_temporaries, write_atomic, write_json_atomic
+from moyai.firststage import health
 from moyai.model import LatentModel, example_rows, told_fields
 from moyai.nets.precision import keep_memory
 from moyai.recipe import reading, resolve
@@ -70,8 +72,10 @@ def train(
 
     recipe: a Recipe, or the path or name of a .toml; overrides: `section.key=value`. stage: only that one of STAGES.
     first_stage: a run whose first stage is taken over, with its part of the recipe, instead of training one.
-    Returns the folder. Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
+    Trains in one process: under torchrun with several it is refused. Returns the folder. Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
     """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":  # copies that nothing keeps alike, in one folder
+        raise RequestError(f"WORLD_SIZE is {processes}: moyai trains in one process; possible: without torchrun")
     if stage is not None and stage not in STAGES:
         raise RequestError(f"stage {stage!r} is unknown; {choices(stage, STAGES)}")
     source = recipe.name if isinstance(recipe, Recipe) else str(recipe)
@@ -325,6 +329,17 @@ class Run:
         )
         with self.record.timed(stage.title):
             runner.run()
+        if isinstance(stage, FirstStageTraining):
+            self._tell(self.folder / stage.name / "log.jsonl")
+
+    def _tell(self, path: Path) -> None:
+        """What the instruments of a first stage came to, and what is out of its range."""
+        values = stagesection.last_values(path)
+        shown = {"psnr": "PSNR {:.1f} dB", "ssim": "SSIM {:.3f}", "fine power": "fine power {:.2f}"}
+        said = ", ".join(text.format(values[name]) for name, text in shown.items() if name in values)
+        self.reporter.say(f"held-out pictures through it and back: {said}. {stagesection.NO_SAMPLER}")
+        for sentence in health.judge(values):
+            self.reporter.warn(sentence)
 
     def _progress(self, what: str, done: int, total: int) -> None:
         """Reports, and leaves where a signal asks to: what was begun here is made anew by the same command."""
