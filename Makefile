@@ -35,6 +35,13 @@ OLD := import sys; sys.version_info >= (3, 11) or sys.exit("moyai needs Python 3
 	@$(PIP) --editable '.[test]'
 	@touch $@
 
+# The recipes' and the peers' packages. denoising-diffusion-pytorch declares torchvision, which its training does not need.
+.venv/ready-for-results: .venv/ready
+	@echo "setting up what the results need"
+	@$(PIP) --editable '.[digits,text,peers]' scipy tqdm
+	@$(PIP) --no-deps denoising-diffusion-pytorch ema-pytorch accelerate einops pytorch-fid psutil
+	@touch $@
+
 demo: .venv/ready
 	$(BIN)/moyai train recipes/digits.toml $(SET) --out $(RUN)
 	@echo "The report, to open in a browser: $(RUN)/report.html"
@@ -54,7 +61,7 @@ bench: .venv/ready-to-test
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/sample_step.py
 
-results: .venv/ready
+results: .venv/ready-for-results
 	$(BIN)/python benchmarks/results.py --row $(ROW) $(if $(THREADS),--threads $(THREADS))
 
 clean:

@@ -142,7 +142,8 @@ def _add_evaluate(commands: Any) -> None:
         "--extractor",
         default="own",
         metavar="WHICH",
-        help="own, a small network trained on the data; inception:FILE.safetensors; dinov2:FOLDER; clip:FOLDER",
+        help="own, a small network trained on the data; inception:FILE.safetensors (resized as pytorch-fid), "
+        "inception-tf:FILE.safetensors (as torch-fidelity); dinov2:FOLDER; clip:FOLDER",
     )
     p.add_argument(
         "--n", type=int, default=None, help="samples, over all classes (default: 2000 of a run, else all there are)"

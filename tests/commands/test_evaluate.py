@@ -333,6 +333,8 @@ def test_of_a_run_without_a_prior_the_first_stage_is_judged(evaluate: Command, t
     assert status == 0, said
     status, said, error = evaluate(run, "--n", 24, "--json", tmp_path / "whole.json")
     assert (status, error) == (0, "")
+    assert "a held-out picture costs the prior" in said
+    assert json.loads((tmp_path / "whole.json").read_text())["facts"]["likelihood"]["unit"] == "nats/value"
     whole = values(tmp_path / "whole.json")["first stage"]
     assert {name: alone["first stage"][name]["value"] for name in ("psnr", "ssim", "fid")} == pytest.approx(
         {name: whole[name]["value"] for name in ("psnr", "ssim", "fid")}, rel=1e-3

@@ -22,6 +22,7 @@ from moyai.evaluation import assessment, extractors, features, frechet, memoriza
 from moyai.evaluation.rows import Pictures
 from moyai.evaluation.values import Features
 from moyai.firststage import perceptual
+from moyai.firststage.instruments import blurred
 from moyai.training.run import train
 
 
@@ -354,3 +355,46 @@ def test_pairs_of_the_floor_are_chosen_as_those_of_the_samples(tmp_path: Path) -
     assert told["samples"]["ms-ssim of pairs"] == told["held out"]["ms-ssim of pairs"]
     assert "of one class" in told["samples"]["ms-ssim of pairs"].metric
     assert told["held out"]["ms-ssim of pairs"].value > 1.2 * untold["held out"]["ms-ssim of pairs"].value
+
+
+# What spoils pictures, and which measure says so ----------------------------------------------------------------------
+
+
+def spoiled(how: str, pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Real pictures, as many, spoiled in one way."""
+    if how == "noise":
+        noise = np.random.default_rng(1).normal(0, 100, pixels.shape)
+        return (pixels + noise).clip(0, 255).astype(np.uint8)
+    if how == "blur":
+        return to_uint(blurred(torch.from_numpy(pixels / 127.5 - 1).float(), 1.2), bits=8).transpose(0, 3, 1, 2)
+    kept = np.flatnonzero(labels != 0) if how == "a class is missing" else np.arange(6)
+    return pixels[np.resize(kept, len(pixels))]  # else: few pictures, again and again
+
+
+@pytest.mark.parametrize(
+    ("how", "falls"),
+    [
+        ("noise", ("precision", "coverage", "density")),
+        ("blur", ("coverage",)),
+        ("a class is missing", ("coverage", "recall")),
+        ("six pictures", ("coverage", "recall")),
+    ],
+)
+def test_what_spoils_pictures_moves_the_measures(how: str, falls: tuple[str, ...], tmp_path: Path) -> None:
+    mine, theirs = images(600)
+    extractor = extractors.own_extractor(mine, tmp_path, silent, steps=60)
+    real = np.asarray(theirs.pixels[np.arange(theirs.count)])
+    fresh, _ = tiny.shapes(len(real), seed=9)
+    judge = functools.partial(
+        assessment.assess_pictures, train=mine, held_out=theirs, extractor=extractor, cache=tmp_path, progress=silent
+    )
+    good = judge(Pictures(fresh[:, None])).values["samples"]
+    bad = judge(Pictures(spoiled(how, real, theirs.fields["class"]))).values["samples"]
+    for measure, more in (("fid", 1.5), ("sliced wasserstein", 1.2)):
+        assert bad[measure].value > more * good[measure].value, measure
+    if how != "six pictures":  # their mean, which is what KID compares, is near that of all
+        assert bad["kid"].value > max(good["kid"].value, 0) + 3 * bad["kid"].error
+    for measure in falls:
+        assert bad[measure].value < 0.9 * good[measure].value, measure
+    if how == "six pictures":
+        assert bad["ms-ssim of pairs"].value > good["ms-ssim of pairs"].value

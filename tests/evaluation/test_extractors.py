@@ -30,6 +30,7 @@ def test_what_can_be_said_is_read(tmp_path: Path) -> None:
     file.write_bytes(b"")
     assert extractors.read("own") == Choice("own")
     assert extractors.read(f"inception:{file}") == Choice("inception", file)
+    assert extractors.read(f"inception-tf:{file}") == Choice("inception-tf", file)
     assert extractors.read(f"dinov2:{tmp_path}") == Choice("dinov2", tmp_path)
     assert extractors.read(f"clip:{tmp_path}") == Choice("clip", tmp_path)
 
@@ -38,7 +39,7 @@ def test_what_can_be_said_is_read(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("incepton:x", "is unknown; possible: own, inception:FILE.safetensors"),
-        ("", "is unknown; possible: own, inception:FILE.safetensors, dinov2:FOLDER, clip:FOLDER"),
+        ("", "inception:FILE.safetensors, inception-tf:FILE.safetensors, dinov2:FOLDER, clip:FOLDER"),
         ("resnet", "is unknown"),
         ("own:x", "own has no file"),
         ("inception", "does not say where the weights lie; possible: inception:FILE.safetensors"),
@@ -56,11 +57,12 @@ def test_what_cannot_is_one_line(words: str, message: str) -> None:
 
 def test_each_kind_is_made_by_its_chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(inception, "load", lambda path, device: asked.append(("inception", path, device)))
+    monkeypatch.setattr(inception, "load", lambda path, resize, device: asked.append((resize, path, device)))
     monkeypatch.setattr(embeddings, "load", lambda kind, path, device: asked.append((kind, path, device)))
-    for kind in ("inception", "dinov2", "clip"):
+    for kind in ("inception", "inception-tf", "dinov2", "clip"):
         extractors.make(Choice(kind, tmp_path), images(None), tmp_path, silent)  # type: ignore[arg-type]
-    assert asked == [(kind, tmp_path, "cpu") for kind in ("inception", "dinov2", "clip")]
+    made = ("pytorch-fid", "torch-fidelity", "dinov2", "clip")
+    assert asked == [(kind, tmp_path, "cpu") for kind in made]
 
 
 def test_our_own_is_trained_once_and_found_again(tmp_path: Path) -> None:

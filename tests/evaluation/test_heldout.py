@@ -1,6 +1,6 @@
 """The likelihood of held-out pictures: what a prior over codes that knows nothing pays, and what has no likelihood."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from moyai.build.prior import build_prior
 from moyai.checkpoints import models
 from moyai.data.images import ImageSet
 from moyai.errors import ConfigError, RequestError
+from moyai.evaluation import assessment
 from moyai.evaluation.heldout import rate
 from moyai.model import LatentModel
 from moyai.nets.config import PixelCNNConfig
@@ -66,6 +67,8 @@ def test_a_prior_that_knows_nothing_pays_the_logarithm_of_the_number_of_codes(ov
     found = rate(model, pictures(10), lambda done, total: seen.append((done, total)))
     assert (found.value, found.error) == pytest.approx((4.0, 0.0), abs=1e-6)
     assert (found.unit, found.pictures) == ("bits/code", 10)
+    assert found.per_pixel == pytest.approx(4.0 * 16 / 64)  # 4 x 4 codes for 8 x 8 pixels
+    assert "bits/code, 1 bits a pixel, (10 pictures)" in assessment.cost(asdict(found))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

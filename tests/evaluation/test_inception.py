@@ -98,6 +98,15 @@ def test_against_torch_fidelity_itself(weights: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(extractor.probabilities(found), logits.softmax(1), atol=1e-6, rtol=1e-4)
 
 
+def test_pytorch_fids_resize_is_torchs_own(weights: Path) -> None:
+    """As pytorch-fid's network does it: bilinear to 299 without aligned corners, then 2 v - 1 of values in [0, 1]."""
+    extractor = inception.load(weights, "pytorch-fid")
+    x = torch.from_numpy(pictures()).float() / 255
+    with torch.no_grad():
+        wide = torch.nn.functional.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(extractor(images()), extractor.net(2 * wide - 1), atol=1e-4, rtol=1e-4)
+
+
 def test_the_two_resizes_differ_and_say_so(weights: Path) -> None:
     one, two = inception.load(weights, "torch-fidelity"), inception.load(weights, "pytorch-fid")
     assert one.source.digest == two.source.digest

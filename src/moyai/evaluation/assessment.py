@@ -255,8 +255,9 @@ def shown(value: Mapping[str, Any] | None) -> str:
 
 def cost(rate: Mapping[str, Any]) -> str:
     """What a held-out picture costs the prior (`heldout.Rate` as JSON holds it), for people."""
+    pixels = f", {rate['per_pixel']:.3g} bits a pixel," if rate.get("per_pixel") is not None else ""
     return (
-        f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']} "
+        f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']}{pixels} "
         f"({rate['pictures']} pictures{'' if rate['unit'] == 'bits/code' else '; an upper bound'})"
     )
 

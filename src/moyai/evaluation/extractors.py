@@ -21,10 +21,11 @@ from moyai.evaluation import embeddings, inception, keeping, networks
 from moyai.evaluation.features import Extractor
 
 Progress = Callable[[str, int, int], None]
-Kind = Literal["own", "inception", "dinov2", "clip"]
+Kind = Literal["own", "inception", "inception-tf", "dinov2", "clip"]
 FORMS: dict[Kind, str] = {
     "own": "own",
     "inception": "inception:FILE.safetensors",
+    "inception-tf": "inception-tf:FILE.safetensors",
     "dinov2": "dinov2:FOLDER",
     "clip": "clip:FOLDER",
 }
@@ -51,8 +52,9 @@ def read(words: str) -> Choice:
     if not place:
         raise RequestError(f"--extractor {words!r} does not say where the weights lie; possible: {FORMS[kind]}")
     path = Path(place).expanduser()
-    if not (path.is_file() if kind == "inception" else path.is_dir()):
-        what = "file" if kind == "inception" else "folder"
+    is_file = kind in ("inception", "inception-tf")
+    if not (path.is_file() if is_file else path.is_dir()):
+        what = "file" if is_file else "folder"
         raise RequestError(f"--extractor {words!r}: there is no {what} {path}; possible: {FORMS[kind]}")
     return Choice(kind, path)
 
@@ -64,7 +66,9 @@ def make(
     if choice.kind == "own" or choice.path is None:
         return own_extractor(train, cache, progress, device=device)
     if choice.kind == "inception":
-        return inception.load(choice.path, device=device)
+        return inception.load(choice.path, "pytorch-fid", device)
+    if choice.kind == "inception-tf":
+        return inception.load(choice.path, "torch-fidelity", device)
     return embeddings.load(choice.kind, choice.path, device)
 
 

@@ -2,7 +2,8 @@
 
     diffusion over pixels     bits a dimension, an upper bound (`priors.likelihood`)
     diffusion over latents    nats a latent value, an upper bound; of one first stage only
-    codes                     bits a code, exact; of one first stage only
+    codes                     bits a code, exact; of one first stage only. Beside it bits a pixel, the rate alone: what
+                              the first stage loses is not in it
 
 Each is given what the prior is told of a picture, so that a conditional prior may find it likelier.
 """
@@ -35,6 +36,7 @@ class Rate:
     error: float
     unit: str  # bits/dim, nats/value or bits/code
     pictures: int
+    per_pixel: float | None = None  # of codes: the same in bits a pixel
 
 
 @torch.no_grad()
@@ -81,7 +83,9 @@ def _of_codes(
             progress(done, len(batches))
     bits = torch.cat(parts).double()
     error = float(bits.std()) / len(bits) ** 0.5 if len(bits) > 1 else float("nan")
-    return Rate(float(bits.mean()), error, "bits/code", len(bits))
+    _, height, width = model.codec.image_shape
+    per_pixel = float(bits.mean()) * prior.places() / (height * width)
+    return Rate(float(bits.mean()), error, "bits/code", len(bits), per_pixel)
 
 
 def _batches(model: LatentModel, count: int) -> list[slice]:

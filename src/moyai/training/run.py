@@ -72,7 +72,8 @@ def train(
 
     recipe: a Recipe, or the path or name of a .toml; overrides: `section.key=value`. stage: only that one of STAGES.
     first_stage: a run whose first stage is taken over, with its part of the recipe, instead of training one.
-    Trains in one process: under torchrun with several it is refused. Returns the folder. Raises the errors of `moyai.errors`, and Interrupted where a signal stopped it.
+    Trains in one process: under torchrun with several it is refused. Returns the folder. Raises the errors of
+    `moyai.errors`, and Interrupted where a signal stopped it.
     """
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":  # copies that nothing keeps alike, in one folder
         raise RequestError(f"WORLD_SIZE is {processes}: moyai trains in one process; possible: without torchrun")
