@@ -1,7 +1,8 @@
 """The training steps of the first stage (L1 + KL), of the first stage with a discriminator (hinge PatchGAN and adaptive
 weight), and of the prior (v, one class token), beside the peer's.
 
-Ours is the step of `moyai train`, its averaged weights, counters and draws included, on data already in memory.
+Ours is the step of `moyai train`, its averaged weights, counters and draws included, on data already in memory; the
+first stage's without the loss of fine detail, which the peer does not have.
 The peer's is the plain loop of its guides: network, loss, backward, clip, AdamW. It has no discriminator; the same
 losses are written around its autoencoder in the order of its own script: a step of either side, each with a forward of
 its own. "auto" is what a user gets who

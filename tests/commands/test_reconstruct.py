@@ -324,3 +324,22 @@ def test_a_mistake_is_one_line(
     assert said in tiny.one_line(err)
     assert lines == []
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == []
+
+
+@pytest.mark.parametrize("kind", ["vq", "vq2", "fsq"])
+def test_every_kind_of_first_stage_is_judged(kind: str, reconstruct: Command, tmp_path: Path) -> None:
+    codes = {"first_stage.grid": {"levels": [5, 5, 5]}} if kind == "fsq" else {"first_stage.codebook": {"size": 16}}
+    if kind == "vq2":
+        codes |= {"prior.kind": "codes", "prior.net": {"kind": "pixelcnn", "width": 8, "layers": 2}}
+    recipe = tiny.recipe_file(
+        tmp_path / "tiny.json", tiny.folder(tmp_path / "data"), {"first_stage.kind": kind, **codes}
+    )
+    run = tmp_path / "run"
+    status, said = tiny.moyai(["train", recipe, "--out", run, "--stage", "first_stage"], tmp_path / "said")
+    assert status == 0, said
+    assert "alone is no sampler" in said
+    status, lines, error = reconstruct(run, tmp_path / "data" / "disc" / "000.png", "--json", tmp_path / "r.json")
+    assert (status, error) == (0, "")
+    assert f"first stage of kind {kind}" in lines[0]
+    assert read_json(tmp_path / "r.json")
+    assert (tmp_path / "reconstructions.png").is_file()

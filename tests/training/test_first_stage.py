@@ -150,7 +150,9 @@ def test_any_channels_and_sides_in_either_precision(channels: int, height: int, 
         draw = Draw(0, step, len(batch), stage="first_stage")
         said = train_step(made.state, made.losses, batch, draw, 6.0, made.applied)
         assert ("adversarial" in said) == (step >= 2)
-    after = made.state.contents()["model"]
+    saved = made.state.contents()
+    after = saved["model"]
+    assert {t.dtype for t in saved["ema"].values() if t.is_floating_point()} == {torch.float32}
     assert {t.dtype for t in after.values() if t.is_floating_point()} == {torch.float32}
     moved = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved == {"autoencoder", "discriminator"}
