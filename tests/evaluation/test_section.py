@@ -199,6 +199,12 @@ def test_the_nearest_are_named_and_close_ones_counted_by_group(tmp_path: Path) -
     (named,) = [block for block in section.blocks(run) if isinstance(block, page.Table)][2:]
     assert named.headers == ("sample", "training picture", "distance")
     assert named.rows[0] == ("7", "a/<1>.png", 0.125)
+    # ... and those in pixels, which no extractor can blind
+    result["copies"]["pixels"] = {"border": 9.0, "close": 0, "worst": [{**worst[1], "distance": 8.5}]}
+    (run / "evaluation.json").write_text(json.dumps(result))
+    _, named = [block for block in section.blocks(run) if isinstance(block, page.Table)][2:]
+    assert named.caption == "The samples nearest to a training picture in pixels (border: 9)"
+    assert named.rows == [("2", "b.png", 8.5)]
 
 
 def test_a_floor_of_fewer_pictures_is_explained(tmp_path: Path) -> None:

@@ -212,17 +212,17 @@ def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping
         told.append(f"Looked for among {facts['searched for copies']:,} of {facts['training']:,} training pictures.")
     said = [page.Text("Are the samples copies? " + "\n\n".join(told))] if told else []
     alt = "samples above the training pictures they are nearest to"
-    found = result.get("copies", {}).get("features", {})
+    found = result.get("copies", {})
+    named = [b for space, one in found.items() for b in (*_named(one, facts, space), *_by_group(one, space))]
     return [
         *said,
         *_picture(run / WORST["features"], WORST_CAPTION, alt),
         *_picture(run / WORST["pixels"], WORST_IN_PIXELS, alt),
-        *_named(found, result["facts"]),
-        *_by_group(found),
+        *named,
     ]
 
 
-def _named(found: Mapping[str, Any], facts: Mapping[str, Any]) -> list[page.Block]:
+def _named(found: Mapping[str, Any], facts: Mapping[str, Any], space: str) -> list[page.Block]:
     """Which pictures those are: the seed draws the sample again, the name finds the training picture."""
     if not found.get("worst"):
         return []
@@ -234,16 +234,16 @@ def _named(found: Mapping[str, Any], facts: Mapping[str, Any]) -> list[page.Bloc
         rows.append((str(which), str(match["training"]), *group, float(match["distance"])))
     first = "sample" if seed is None else "seed of the sample"
     groups = ("group",) * (len(rows[0]) - 3)
-    caption = f"The samples nearest to a training picture (border: {found['border']:.3g})"
+    caption = f"The samples nearest to a training picture in {space} (border: {found['border']:.3g})"
     return [page.Table((first, "training picture", *groups, "distance"), rows, caption)]
 
 
-def _by_group(found: Mapping[str, Any]) -> list[page.Block]:
+def _by_group(found: Mapping[str, Any], space: str) -> list[page.Block]:
     groups = list(found.get("by_group", {}).items())
     if not groups:
         return []
     note = f"The first {MOST} of {len(groups)} groups." if len(groups) > MOST else ""
-    caption = "Samples within the border, by the group of the training picture they are nearest to"
+    caption = f"Samples within the border in {space}, by the group of the training picture they are nearest to"
     return [page.Table(("group", "samples"), groups[:MOST], caption, note)]
 
 
