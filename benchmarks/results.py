@@ -182,7 +182,8 @@ class Campaign:
         for system, minutes in results_peers.jobs(done):
             known = [results_peers.command(system, minutes, self.machine["threads"], row.n)]
             name = f"{system}-{minutes}min"
-            if store.has(known, name, self.machine):
+            recipe = recipe_hash(row.recipe) if system == "moyai" else ""  # peers have settings of their own
+            if store.has(known, name, self.machine, recipe):
                 print(f"{name} is measured already")
                 done += [p for p in store.points if p["name"] == name]
                 continue

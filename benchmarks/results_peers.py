@@ -47,6 +47,7 @@ def measure(system: str, minutes: int, samples: int, lab: Lab, machine: Json) ->
         "system": system,
         "minutes": minutes,
         "commands": [command(system, minutes, threads, samples)],
+        "recipe": found["training"].get("recipe", ""),
         "moyai": version(),
         "date": found["training"].get("date") or time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine,

@@ -306,7 +306,12 @@ def test_the_peers_are_read_from_their_benchmark(bench: Bench, monkeypatch: pyte
             "asked": {"samples": 2000, "steps": 50},
             "reference": 20000,
             "extractor": "E (1)",
-            "training": {"steps": 321, "about": "as documented", "versions": {"x": "1.0"}},
+            "training": {
+                "steps": 321,
+                "about": "as documented",
+                "versions": {"x": "1.0"},
+                "recipe": recipe[told["--systems"]],
+            },
             "rows": {"samples": row, "held out": row},
         }
         folder = Path(told["--out"]) / f"{told['--systems']}-{told['--minutes']}min-{told['--threads']}t"
@@ -315,6 +320,7 @@ def test_the_peers_are_read_from_their_benchmark(bench: Bench, monkeypatch: pyte
         return Ended(0, 0, 1.0)
 
     asked: list[tuple[str, str]] = []
+    recipe = dict.fromkeys(fids, "") | {"moyai": results.recipe_hash("fashion-mnist")}
     monkeypatch.setattr(results, "start", quality)
     assert bench("--row", "peers", "--threads", "1") == 1  # monai is not there
     short = [(system, "10") for system in ("moyai", "ddpm", "diffusers", "monai")]
