@@ -332,7 +332,9 @@ def peers(measured: Measured) -> str:
         count = f"{p['evaluation']['samples']:,}"
         head_cells = [p["system"], f"{p['minutes']:g}", str(p["machine"]["threads"]), count, _steps([p])]
         lines.append([*head_cells, *cells, _of([p], AGAIN, "fid")])
-    for count, p in sorted({p["evaluation"]["held out"]: p for p in reversed(found)}.items()):  # of its count
+    # A floor is of its count; of several the one that is judged by its classes too.
+    by_length = sorted(found, key=lambda p: len(p["evaluation"]["rows"][REAL]))
+    for count, p in sorted({p["evaluation"]["held out"]: p for p in by_length}.items()):
         floor = [_of([p], REAL, name) for name in ("fid", "precision", "recall", "class confidence")]
         lines.append(["held-out pictures (floor)", "", "", f"{count:,}", "", *floor, ""])
     notes = dict.fromkeys(f"- {p['system']}: {p['about']} ({p['versions']})" for p in found)
