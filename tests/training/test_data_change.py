@@ -93,7 +93,7 @@ def test_allowed_changes_are_recorded_and_keep_the_prior(begun: Path, tmp_path: 
 
 REFUSED = {
     "prior.net.width=24": "prior.net.width: 16 -> 24",
-    "prior.train.learning_rate=0.1": "prior.train.learning_rate: 0.0005 -> 0.1",
+    "prior.train.learning_rate=0.1": "prior.train.learning_rate: 0.001 -> 0.1",
     "prior.train.batch=4": "prior.train.batch: 8 -> 4",
     "seed=5": "seed: 0 -> 5",
     "prior.parameterization.kind=flow": "prior.parameterization.kind: 'v' -> 'flow'",
