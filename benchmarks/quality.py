@@ -242,7 +242,7 @@ def table(results: list[Mapping[str, Any]]) -> str:
 
 
 def _table(results: list[Mapping[str, Any]]) -> str:
-    from moyai.evaluation.assessment import shown
+    from moyai.evaluation.wording import shown
 
     def line(head: list[Any], row: Mapping[str, Any], first_stage: str) -> str:
         return f"| {' | '.join(map(str, [*head, *(shown(row.get(name)) or '-' for name in COLUMNS), first_stage]))} |"

@@ -18,9 +18,9 @@ FACTORS = (1, 2, 4, 8)
 # Of `factors`: 28 is no multiple of 8; and the minutes go into training, not into a report, dearest for pixels.
 SMALL = ("data.resolution=32", "report.per_class=1", "report.gif=false")
 SHARES = (0.25, 0.5, 1.0)  # of the minutes of `factors`
-# Pictures a step of the prior, by factor: ten minutes of a processor hold few steps of 128 times 32 x 32 pixels, and
+# Pictures a step of the prior, by factor: ten minutes of a processor hold few steps of 32 x 32 pixels, and
 # Rombach et al., too, take 7, 9, 40 and 64.
-BATCHES = {1: 16, 2: 32, 4: 128, 8: 128}
+BATCHES = {1: 16, 2: 32, 4: 32, 8: 32}
 OUT = "runs/results"  # as it stands in the commands that are kept
 
 

@@ -273,7 +273,7 @@ def test_factors_are_drawn_against_the_minutes(bench: Bench) -> None:
     assert [results_page.factor(p) for p in bench.points("factors")] == [1, 2, 4, 8] * 3
     assert bench.points("factors")[0]["steps"] == {"first_stage": 0, "prior": 50}
     assert "| 1 (pixels) | 2.0 | 50 | 16 |" in bench.page
-    assert "| 8 | 2.0 | 40 + 50 | 128 |" in bench.page
+    assert "| 8 | 2.0 | 40 + 50 | 32 |" in bench.page
     drawn = ElementTree.fromstring((bench.home / "docs" / "pictures" / "factors.svg").read_text())
     panels = list(drawn)
     assert len(panels) == 2
