@@ -15,7 +15,8 @@ import results_page
 import results_rows
 
 from moyai.errors import DataError
-from moyai.evaluation.assessment import MEANING, REFERENCE
+from moyai.evaluation.assessment import REFERENCE
+from moyai.evaluation.wording import MEANING
 from moyai.files import read_json
 
 ROOT = Path(__file__).parents[1]

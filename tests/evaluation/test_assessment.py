@@ -18,7 +18,7 @@ from moyai.console import Silent
 from moyai.data import splits
 from moyai.data.images import ImageSet, SourceFile, to_uint
 from moyai.errors import DataError, RequestError
-from moyai.evaluation import assessment, extractors, features, frechet, memorization, obedience, rows
+from moyai.evaluation import assessment, extractors, features, frechet, memorization, obedience, rows, wording
 from moyai.evaluation.rows import Pictures
 from moyai.evaluation.values import Features
 from moyai.firststage import perceptual
@@ -60,8 +60,8 @@ def test_the_table_is_complete_repeatable_and_in_the_report(run: Path) -> None:
     first = json.loads((run / "evaluation.json").read_text())
     assert list(evaluate(run, Silent(), Options(count=12, seed=5), {})) == lines
     assert json.loads((run / "evaluation.json").read_text()) == first
-    found, names = assessment.ordered(first)
-    assert set(found) <= set(assessment.ROWS)
+    found, names = wording.ordered(first)
+    assert set(found) <= set(wording.ROWS)
     assert {"held out", "first stage", "samples"} <= set(found)
     assert {"fid", "kid", "precision", "recall", "density", "coverage", "class accuracy"} <= set(names)
     of_pairs = {"psnr", "ssim", "ms-ssim", "perceptual distance"}
@@ -106,7 +106,7 @@ def test_copies_of_training_pictures_are_named(run: Path, monkeypatch: pytest.Mo
     few = judge()
     assert len(few.reference.features) == 20 < mine.count
     assert few.facts["searched for copies"] == few.facts["training"] == mine.count
-    assert "against 10 of the 20 training pictures" in assessment.neighbourhood(few.facts)
+    assert "against 10 of the 20 training pictures" in wording.neighbourhood(few.facts)
     for space in ("features", "pixels"):
         assert few.copies[space].close.value == 1.0
         assert all(match.training == index[match.sample] for match in few.copies[space].worst)
@@ -295,9 +295,9 @@ def test_copies_are_judged_by_group(tmp_path: Path) -> None:
 
 def test_slices_of_one_person_are_said_to_be_alike() -> None:
     facts = {"held out": 263, "groups held out": 13}
-    assert assessment.grouped(facts).startswith("the 263 held-out pictures are of 13 groups, and those of a group are")
-    assert assessment.grouped({"held out": 263, "groups held out": 263}) == ""
-    assert assessment.grouped({"held out": 263}) == ""
+    assert wording.grouped(facts).startswith("the 263 held-out pictures are of 13 groups, and those of a group are")
+    assert wording.grouped({"held out": 263, "groups held out": 263}) == ""
+    assert wording.grouped({"held out": 263}) == ""
 
 
 def test_large_pictures_are_averaged_before_copies_are_looked_for() -> None:

@@ -17,7 +17,7 @@ from moyai.build.prior import build_prior
 from moyai.checkpoints import models
 from moyai.data.images import ImageSet
 from moyai.errors import ConfigError, RequestError
-from moyai.evaluation import assessment
+from moyai.evaluation import wording
 from moyai.evaluation.heldout import rate
 from moyai.model import LatentModel
 from moyai.nets.config import PixelCNNConfig
@@ -68,7 +68,7 @@ def test_a_prior_that_knows_nothing_pays_the_logarithm_of_the_number_of_codes(ov
     assert (found.value, found.error) == pytest.approx((4.0, 0.0), abs=1e-6)
     assert (found.unit, found.pictures) == ("bits/code", 10)
     assert found.per_pixel == pytest.approx(4.0 * 16 / 64)  # 4 x 4 codes for 8 x 8 pixels
-    assert "bits/code, 1 bits a pixel, (10 pictures)" in assessment.cost(asdict(found))
+    assert "bits/code, 1 bits a pixel, (10 pictures)" in wording.cost(asdict(found))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -1,9 +1,8 @@
 """`moyai evaluate`: how good pictures are, and of a run its first stage too, beside what real pictures reach.
 
 Judged are a run, whose samples are drawn for it, a folder or .zip of pictures, or the arrays of an .npz. Of a run whose
-prior has not begun the first stage is judged alone. What they are
-judged against is the run's own data, or what `--against` names: its training half is the reference, its held-out half
-the floor.
+prior has not begun the first stage is judged alone. What they are judged against is the run's own data, or what
+`--against` names: its training half is the reference, its held-out half the floor.
 """
 
 import functools
@@ -26,7 +25,7 @@ from moyai.console import Reporter
 from moyai.data.images import ImageSet
 from moyai.data.locate import cache_folder
 from moyai.errors import ConfigError, DataError, RequestError
-from moyai.evaluation import assessment, extractors, gallery, heldout, obedience, snapshots
+from moyai.evaluation import assessment, extractors, gallery, heldout, obedience, snapshots, wording
 from moyai.evaluation.assessment import Assessment
 from moyai.evaluation.extractors import Choice
 from moyai.evaluation.features import Extractor
@@ -76,7 +75,7 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
         training = found.reference.searched
         gallery.write(path, found.copies, found.samples, training.pixels, found.features, training.features)
         for step, values in steps:
-            told = (f"{name} {assessment.shown(value)}" for name, value in values.items())
+            told = (f"{name} {wording.shown(value)}" for name, value in values.items())
             yield f"step {step:,}: {', '.join(told)}"
         yield f"`moyai train {path}` puts this into the report"
 
@@ -100,11 +99,16 @@ def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
     if not subjects.is_run(path):
         if options.against is None:
             raise RequestError(f"{path} is no run, so --against has to name what it is judged against: {AGAINST}")
-        given = {"seed": options.seed, "snapshots": options.snapshots or None, **settings}
-        if wrong := [name for name, value in given.items() if value is not None]:
+        if wrong := _for_samples(options, settings):
             raise RequestError(f"--{wrong[0]} is for the samples of a run; {path} holds its pictures already")
     if options.json is not None:
         outputs.check_json(options.json, "evaluation.json")
+
+
+def _for_samples(options: Options, settings: Mapping[str, Any]) -> list[str]:
+    """What was said that only has a meaning where samples are drawn."""
+    given = {"seed": options.seed, "snapshots": options.snapshots or None, **settings}
+    return [name for name, value in given.items() if value is not None]
 
 
 def _run(
@@ -158,8 +162,7 @@ def _first_stage(
     path: Path, chosen: Choice, reporter: Reporter, options: Options, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The first stage of a run that has no prior yet, as JSON holds it."""
-    given = {"seed": options.seed, "snapshots": options.snapshots or None, **settings}
-    if wrong := [name for name, value in given.items() if value is not None]:
+    if wrong := _for_samples(options, settings):
         raise RequestError(
             f"--{wrong[0]} is for samples, and {path} has no prior yet; possible: without it, the first "
             "stage is judged alone"
@@ -251,7 +254,7 @@ def _targets(request: tasks.Request, made: Sequence[str], judged: Sequence[str])
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The values as lines of text, a column a row of the assessment."""
-    (rows, names), facts = assessment.ordered(result), result["facts"]
+    (rows, names), facts = wording.ordered(result), result["facts"]
     samples = f"{facts['samples']} samples, " if "samples" in facts else ""
     yield (
         f"{samples}{facts['held out']} held-out and {facts['reference']} training pictures; "
@@ -260,19 +263,19 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     if able := facts.get("extractor is able to"):
         yield f"it can {able}"
     if rate := facts.get("likelihood"):
-        yield assessment.cost(rate)
+        yield wording.cost(rate)
     label = min(LABEL, max(len(name) for name in names) + 1)
-    cells = {row: ["", *(assessment.shown(values.get(name)) for name in names)] for row, values in rows.items()}
+    cells = {row: ["", *(wording.shown(values.get(name)) for name in names)] for row, values in rows.items()}
     widths = {row: max(len(row), *map(len, column)) + 2 for row, column in cells.items()}
     for number, name in enumerate(("", *names)):
         lines = textwrap.wrap(name, label - 1) or [""]
         texts = [row if not number else column[number] for row, column in cells.items()]
         yield f"{lines[0]:{label}}" + "".join(f"{t:>{w}}" for t, w in zip(texts, widths.values(), strict=True))
         yield from (f"  {line}" for line in lines[1:])
-    for told in (assessment.neighbourhood(facts), assessment.grouped(facts)):
+    for told in (wording.neighbourhood(facts), wording.grouped(facts)):
         if told:
             yield told
-    if told := assessment.with_what(rows):
+    if told := wording.with_what(rows):
         yield told
     about: dict[str, dict[str, None]] = {}
     for values in rows.values():

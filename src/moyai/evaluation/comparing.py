@@ -16,7 +16,7 @@ from typing import Any
 from moyai import log
 from moyai.console import duration
 from moyai.errors import DataError
-from moyai.evaluation.assessment import NEAR
+from moyai.evaluation.wording import NEAR
 from moyai.files import read_json
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel

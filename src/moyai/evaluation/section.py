@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moyai.evaluation import assessment, curves, gallery, page, snapshots
-from moyai.evaluation.assessment import cost, grouped, meaning, ordered, shown, with_what
+from moyai.evaluation import curves, gallery, page, snapshots
+from moyai.evaluation.wording import cost, grouped, meaning, neighbourhood, ordered, shown, with_what
 from moyai.files import read_json
 
 RESULT = Path("evaluation.json")
@@ -198,7 +198,7 @@ def _steps_table(steps: Sequence[Mapping[str, Any]]) -> page.Table:
 
 
 def _neighbourhood(facts: Mapping[str, Any]) -> str:
-    told = assessment.neighbourhood(facts)
+    told = neighbourhood(facts)
     return f" {told[0].upper()}{told[1:]}." if told else ""
 
 
