@@ -334,7 +334,11 @@ def test_of_a_run_without_a_prior_the_first_stage_is_judged(evaluate: Command, t
     status, said, error = evaluate(run, "--n", 24, "--json", tmp_path / "whole.json")
     assert (status, error) == (0, "")
     assert "a held-out picture costs the prior" in said
-    assert json.loads((tmp_path / "whole.json").read_text())["facts"]["likelihood"]["unit"] == "nats/value"
+    facts = json.loads((tmp_path / "whole.json").read_text())["facts"]
+    rates = [facts["likelihood"], facts["likelihood of training pictures"]]
+    assert [rate["unit"] for rate in rates] == ["nats/value"] * 2
+    assert rates[0]["pictures"] == rates[1]["pictures"] <= facts["held out"]
+    assert rates[0]["value"] != rates[1]["value"]
     whole = values(tmp_path / "whole.json")["first stage"]
     assert {name: alone["first stage"][name]["value"] for name in ("psnr", "ssim", "fid")} == pytest.approx(
         {name: whole[name]["value"] for name in ("psnr", "ssim", "fid")}, rel=1e-3

@@ -160,6 +160,7 @@ def test_counts_that_say_nothing_are_warned_of(tmp_path: Path) -> None:
     assert "too few to extrapolate" in told["fid-infinity"] or "no line in 1/N" in told["fid-infinity"]
     assert "neighbourhoods of 30 pictures say little" in told["precision"]
     assert told["class confidence"] == ""  # ten of each class
+    assert "between 30 pictures and others of their own kind it is large already" in told["sliced wasserstein"]
 
 
 def test_a_second_evaluation_computes_neither_features_nor_statistics(

@@ -68,7 +68,7 @@ def test_a_prior_that_knows_nothing_pays_the_logarithm_of_the_number_of_codes(ov
     assert (found.value, found.error) == pytest.approx((4.0, 0.0), abs=1e-6)
     assert (found.unit, found.pictures) == ("bits/code", 10)
     assert found.per_pixel == pytest.approx(4.0 * 16 / 64)  # 4 x 4 codes for 8 x 8 pixels
-    assert "bits/code, 1 bits a pixel, (10 pictures)" in wording.cost(asdict(found))
+    assert "bits/code, 1 bits a pixel, (10 pictures)" in wording.cost({"likelihood": asdict(found)})
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -90,6 +90,11 @@ def test_an_evaluation_of_before_has_its_table_its_chart_and_no_more(tmp_path: P
     assert "This extractor can tell the class of 92 % of pictures" in table.note
     assert "With: precision (k = 3)." in table.note
     assert "A held-out picture costs the prior 3.5 ± 0.1 bits/dim (128 pictures; an upper bound)." in table.note
+    for training, told in ((3.4, "3.4 ± 0.1."), (3.0, "3 ± 0.1: it has begun to learn those by heart.")):
+        result["facts"]["likelihood of training pictures"] = result["facts"]["likelihood"] | {"value": training}
+        (tmp_path / "evaluation.json").write_text(json.dumps(result))
+        table, _ = (block for block in section.blocks(tmp_path) if isinstance(block, page.Table))
+        assert f"(128 pictures; an upper bound), a training picture {told}" in table.note
     said = {str(name): str(text) for name, text in meanings.rows}
     assert set(said) == {str(cells[0]) for cells in table.rows}  # a sentence for every number
     assert "the age asked for" in said["age error"]

@@ -134,8 +134,8 @@ def _run(
         cache=cache,
         progress=progress,
     )
-    if options.against is None and (rate := _rate(model, data, reporter)):
-        found = replace(found, facts={**found.facts, "likelihood": rate})
+    if options.against is None:
+        found = replace(found, facts={**found.facts, **_likelihood(model, data, reporter)})
     at = functools.partial(averages.at, model)
     kept = averages.kept(path) if options.snapshots else []
     return found, snapshots.measure(path, kept, at, extractor, found.reference, request, progress=progress)
@@ -183,13 +183,17 @@ def _first_stage(
     )
 
 
-def _rate(model: LatentModel, data: Halves, reporter: Reporter) -> dict[str, Any] | None:
-    """What a held-out picture costs the prior, as JSON holds it; None where its likelihood is not defined."""
+def _likelihood(model: LatentModel, data: Halves, reporter: Reporter) -> dict[str, Any]:
+    """What held-out pictures and, beside them, as many training pictures cost the prior, by the fact's name; nothing
+    where its likelihood is not defined."""
+    found = {}
     try:
-        counted = functools.partial(reporter.progress, "likelihood of held-out pictures")
-        return asdict(heldout.rate(model, data.held_out, counted))
+        for name, images in (("likelihood", data.held_out), ("likelihood of training pictures", data.train)):
+            counted = functools.partial(reporter.progress, name)
+            found[name] = asdict(heldout.rate(model, images, counted, min(heldout.PICTURES, data.held_out.count)))
     except (ConfigError, RequestError):  # no table, or pixels of other than 8 bits
-        return None
+        pass
+    return found
 
 
 def _pictures(path: Path, chosen: Choice, reporter: Reporter, options: Options) -> Assessment:
@@ -262,8 +266,8 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     )
     if able := facts.get("extractor is able to"):
         yield f"it can {able}"
-    if rate := facts.get("likelihood"):
-        yield wording.cost(rate)
+    if told := wording.cost(facts):
+        yield told
     label = min(LABEL, max(len(name) for name in names) + 1)
     cells = {row: ["", *(wording.shown(values.get(name)) for name in names)] for row, values in rows.items()}
     widths = {row: max(len(row), *map(len, column)) + 2 for row, column in cells.items()}

@@ -26,6 +26,7 @@ from moyai.evaluation.values import Features, Source, Value
 
 FEW_BALLS = 50  # below so many pictures, shares of balls of 3 and 5 neighbours say little
 FEW_OF_CLASS = 10  # below so many pictures a class, class confidence is held down by the count
+FEW_SLICED = 200  # below so many pictures, the sliced Wasserstein distance is mostly that of the sampling
 SMALL = 4096  # numbers of a picture that copies are looked for in: larger ones are averaged to at most so many
 
 
@@ -93,7 +94,9 @@ def measure(
         value, wanted = metrics.class_confidence(mine), FEW_OF_CLASS * mine.probabilities.shape[1]
         few = f"{len(mine)} pictures hold it down by their number; take {wanted} or more"
         found.append(warned(value, few) if len(mine) < wanted else value)
-    found.append(metrics.sliced_wasserstein(judged.pixels, reference.pixels))
+    value, fewest = metrics.sliced_wasserstein(judged.pixels, reference.pixels), min(len(mine), len(reference.pixels))
+    few = f"between {fewest} pictures and others of their own kind it is large already; take {FEW_SLICED} or more"
+    found.append(warned(value, few) if fewest < FEW_SLICED else value)
     labels = judged.targets.get("class") if by_class else None
     if labels is None or np.unique(labels, return_counts=True)[1].max() > 1:  # else no two are of one class
         found.append(metrics.ms_ssim_diversity(judged.pixels, labels))

@@ -98,12 +98,7 @@ def _tables(rows: Rows, names: Sequence[str], facts: Mapping[str, Any]) -> list[
     notes = [f"Features: {facts['extractor']}."]
     if able := facts.get("extractor is able to"):
         notes.append(f"This extractor can {able}.")
-    if rate := facts.get("likelihood"):
-        notes.append(f"{cost(rate).capitalize()}.")
-    if told := grouped(facts):
-        notes.append(f"{told[0].upper()}{told[1:]}.")
-    if told := with_what(rows):
-        notes.append(f"{told.capitalize()}.")
+    notes += [f"{told[0].upper()}{told[1:]}." for told in (cost(facts), grouped(facts), with_what(rows)) if told]
     return [
         page.Table(("", *rows), cells, caption, " ".join(notes)),
         page.Table(("", "what it says"), said, "What the numbers mean"),

@@ -2,6 +2,7 @@
 metric says, and what has to be said beside the table. Of results as JSON holds them; nothing is measured here.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,13 +65,22 @@ def shown(value: Mapping[str, Any] | None) -> str:
     return f"{number} ± {value['error']:.2g}" if value["error"] is not None else number
 
 
-def cost(rate: Mapping[str, Any]) -> str:
-    """What a held-out picture costs the prior (`heldout.Rate` as JSON holds it), for people."""
+def cost(facts: Mapping[str, Any]) -> str:
+    """What a held-out picture costs the prior beside a training picture (each a `heldout.Rate` as JSON holds it), in a
+    sentence; "" where it is not known."""
+    rate, training = facts.get("likelihood"), facts.get("likelihood of training pictures")
+    if not rate:
+        return ""
     pixels = f", {rate['per_pixel']:.3g} bits a pixel," if rate.get("per_pixel") is not None else ""
-    return (
+    told = (
         f"a held-out picture costs the prior {rate['value']:.4g} ± {rate['error']:.2g} {rate['unit']}{pixels} "
         f"({rate['pictures']} pictures{'' if rate['unit'] == 'bits/code' else '; an upper bound'})"
     )
+    if not training:
+        return told
+    told = f"{told}, a training picture {training['value']:.4g} ± {training['error']:.2g}"
+    more, chance = rate["value"] - training["value"], 2 * math.hypot(rate["error"], training["error"])
+    return f"{told}: it has begun to learn those by heart" if more > chance else told
 
 
 def grouped(facts: Mapping[str, Any]) -> str:
