@@ -1,7 +1,7 @@
 # Each target sets up all that it needs by itself, in a virtual environment of the project (.venv).
 #
 #   make demo       train a small model of handwritten digits, from data to report; nothing is downloaded but packages
-#   make test       the tests
+#   make test       the tests, in as many processes as there are cores; in one: make test JOBS=0
 #   make test-slow  the full sizes of those that run small by default
 #   make lint       ruff and mypy
 #   make bench      speed beside diffusers, on this machine
@@ -14,8 +14,11 @@ PYTHON ?= python3
 RUN ?= runs/digits
 SET ?=
 ROW ?= all
+JOBS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# A file stays in one process, since its tests share what is dear to make.
+TESTS = $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 8 --dist loadfile
 OLD := import sys; sys.version_info >= (3, 11) or sys.exit("moyai needs Python 3.11 or newer, and $(PYTHON) is " \
 	+ sys.version.split()[0] + "; give another one: make PYTHON=python3.12")
 
@@ -47,10 +50,10 @@ demo: .venv/ready
 	@echo "The report, to open in a browser: $(RUN)/report.html"
 
 test: .venv/ready-to-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-slow: .venv/ready-to-test
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 lint: .venv/ready-to-test
 	$(BIN)/ruff check .
