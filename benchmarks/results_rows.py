@@ -91,7 +91,7 @@ def rows(minutes: float = 10.0) -> tuple[Row, ...]:
         Row("oasis-pixelcnn", "oasis-pixelcnn", n=256),
         Row("oasis-vqvae2", "oasis-vqvae2", n=256),
         Row("samplers", "fashion-mnist", variants=_samplers(), n=600),
-        Row("factors", "fashion-mnist", overrides=SMALL, variants=_factors(minutes), n=500),
+        Row("factors", "fashion-mnist", overrides=SMALL, variants=_factors(minutes), n=300),
         Row("peers", "fashion-mnist", measure="peers"),
     )
 
