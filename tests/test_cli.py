@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from moyai import cli
+from moyai import arguments, cli
 from moyai.training import budget
 from moyai.training.prior import PriorTraining
 
@@ -38,7 +38,7 @@ def test_help_imports_no_torch() -> None:
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    top = cli._parser()
+    top = arguments.parser()
     (commands,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     yield from commands.choices.items()
 

@@ -23,14 +23,14 @@ ROWS = {
     3: "priors",
     4: "recipe",
     5: "model",
-    6: "build tasks requests",
+    6: "build edits redrawing requests tasks",
     7: "checkpoints evaluation",
     8: "training",
     9: "commands web",
-    10: "cli __main__",
+    10: "cli arguments __main__",
 }
 ROW = {name: row for row, names in ROWS.items() for name in names.split()}
-PEERS = (("cli", "__main__"), ("tasks", "requests"))  # one chapter in several files
+PEERS = (("cli", "arguments", "__main__"), ("edits", "redrawing", "requests", "tasks"))  # one chapter in several files
 CONFIG_MAY = {"schema", "errors"}
 LIGHT_PARTY = {"torch", "numpy", "PIL", "safetensors", "sklearn", "rich"}  # rich only from console and cli
 LIGHT = (
@@ -43,6 +43,7 @@ LIGHT = (
     "recipe/model",
     "recipe/resolve",
     "console",
+    "arguments",
     "cli",
 )
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moyai import cli
+from moyai import cli, pictures
 from moyai.recipe.reading import describe, load
 from moyai.training import budget
 
@@ -65,6 +65,7 @@ def test_what_readme_says_to_type_works(
     monkeypatch.setitem(budget.measure.__kwdefaults__, "seconds", 0.1)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     some_pictures(tmp_path / "pictures")
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 8, axis=1).repeat(16, axis=0)).save(tmp_path / "hole.png")
     names: dict[str, object] = {}
     said: dict[str, str] = {}
     for block in blocks((ROOT / "README.md").read_text(encoding="utf-8")):
@@ -86,6 +87,9 @@ def test_what_readme_says_to_type_works(
         assert gif.n_frames > 1
     assert len(list(Path("samples").glob("*.png"))) == 80
     assert {k: v.shape for k, v in np.load("samples.npz").items()} == {"images": (100, 16, 16, 1), "labels": (100,)}
+    changed, filled = (pictures.read_recipe(f"{name}.png") for name in ("changed", "filled"))
+    assert (changed["strength"], changed["repeats"], changed["class_names"]) == (0.6, 1, ["8"])
+    assert (filled["strength"], filled["repeats"], filled["n"]) == (1.0, 10, 6)
     assert "class_names: ['3', '8']" in said["moyai inspect samples.png"]
     assert "prior: finished at step 2" in said["moyai inspect runs/digits --plot curves.html"]
     assert "<svg" in Path("curves.html").read_text(encoding="utf-8")

@@ -9,7 +9,8 @@ import pytest
 from moyai.diffusion.config import SamplingConfig
 from moyai.errors import RequestError
 from moyai.model import LatentModel
-from moyai.requests import Request, like, picture_recipe, request, row_names
+from moyai.redrawing import like, picture_recipe
+from moyai.requests import Request, request, row_names
 
 FIELDS = ("class", "position", "caption", "age", "mask")
 

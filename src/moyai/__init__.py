@@ -13,9 +13,10 @@ _PUBLIC = {
     "load": "moyai.checkpoints.models",
     "train": "moyai.training.run",
     "sample": "moyai.tasks",
+    "edit": "moyai.tasks",
 }
 
-__all__ = ["LatentModel", "__version__", "load", "sample", "train"]
+__all__ = ["LatentModel", "__version__", "edit", "load", "sample", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,27 +6,25 @@ The user's mistakes are one line and exit status 2; a disk that is full 3; train
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moyai import console
+from moyai.arguments import parser
 from moyai.errors import MoyaiError
-from moyai.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = _parser()
-    options, more = parser.parse_known_args(arguments)
+    understood = parser()
+    options, more = understood.parse_known_args(arguments)
     # Overrides may stand anywhere, which argparse alone cannot read behind an option.
     if wrong := [word for word in more if "=" not in word or word.startswith("-") or not hasattr(options, "overrides")]:
-        parser.error(f"not understood: {' '.join(wrong)}; `moyai {options.command} --help` says what is possible")
+        understood.error(f"not understood: {' '.join(wrong)}; `moyai {options.command} --help` says what is possible")
     try:
         if more:
             options.overrides = [*options.overrides, *more]
-        status: int = options.run(options)
-        return status
+        return COMMANDS[options.command](options)
     except MoyaiError as error:
         sys.stderr.write(f"moyai: {console.printable(str(error), sys.stderr.encoding)}\n")
         return error.status
@@ -36,200 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="moyai",
-        description="Latent diffusion on your own images: train both stages, sample, and get an honest report.",
-    )
-    parser.add_argument("--version", action="version", version=f"moyai {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    looking = (_add_evaluate, _add_compare, _add_reconstruct, _add_inspect)
-    for add in (_add_train, _add_sample, *looking, _add_check, _add_recipe):
-        add(commands)
-    return parser
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one and the help does not name it already."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        said = action.default in (None, False) or "default:" in (action.help or "")
-        return action.help if said else super()._get_help_string(action)
-
-
-def _command(commands: Any, name: str, what: str, run: Any) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, formatter_class=_Help)
-    parser.set_defaults(run=run, command=name)
-    return parser
-
-
-def _add_train(commands: Any) -> None:
-    p = _command(
-        commands, "train", "Train all that a recipe says, from data to report; goes on where it stopped.", _train
-    )
-    _recipe_words(p)
-    p.add_argument("--out", type=Path, default=None, help="the run's folder (default: runs/<name>, or the run given)")
-    p.add_argument(
-        "--first-stage", type=Path, default=None, metavar="RUN", help="take over that run's first stage, train none"
-    )
-    p.add_argument("--stage", default=None, help="only this part: first_stage, latents, prior, decoder or report")
-    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    p.add_argument("--allow-data-change", action="store_true", help="go on though the data are not those it began with")
-    p.add_argument("--force", action="store_true", help="take over the folder from a run on another machine")
-    p.add_argument("--quiet", action="store_true", help="only warnings")
-
-
-def _add_sample(commands: Any) -> None:
-    p = _command(commands, "sample", "Draw pictures from a trained run.", _sample)
-    p.add_argument("path", metavar="RUN", type=Path, help="a folder that `moyai train` made")
-    p.add_argument(
-        "--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="names or numbers; default: all"
-    )
-    p.add_argument(
-        "--position", type=float, nargs="+", default=None, metavar="P", help="of slices, 0 to 1; default: eight of them"
-    )
-    p.add_argument("--caption", nargs="+", default=None, metavar="TEXT", help="what to draw, in words")
-    p.add_argument(
-        "--number", nargs="+", default=None, metavar="FIELD=VALUE", help="other numbers the data have, such as age=70"
-    )
-    p.add_argument("--map", type=Path, nargs="+", default=None, metavar="FILE", help="pictures of region numbers")
-    p.add_argument(
-        "--picture",
-        nargs="+",
-        default=None,
-        metavar="[CONDITION=]FILE",
-        help="small pictures to enlarge, or to fill in; of a model that does both, by name: low_resolution=small.png",
-    )
-    p.add_argument("--mask", type=Path, default=None, metavar="FILE", help="white where --picture is to be filled in")
-    p.add_argument("--n", type=int, default=None, help="pictures of each combination of what is asked (default: 8)")
-    p.add_argument("--seed", type=int, default=None, help="of the first picture; picture i has seed + i (default: 0)")
-    _walk_words(p)
-    p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
-    p.add_argument("--eta", type=float, default=None, help="fresh noise; of euler, 0 is DDIM and 1 is DDPM")
-    p.add_argument(
-        "--temperature", type=float, default=None, help="of priors over codes: below 1 likelier codes, 0 the likeliest"
-    )
-    p.add_argument("--top-k", type=int, default=None, help="of priors over codes: draw among so many likeliest")
-    p.add_argument(
-        "--top-p", type=float, default=None, help="of priors over codes: among those that come to this share"
-    )
-    p.add_argument("--batch", type=int, default=None, help="pictures a forward (default: the recipe's)")
-    p.add_argument(
-        "--like", type=Path, default=None, metavar="PICTURE", help="draw it again, from the recipe it carries"
-    )
-    p.add_argument(
-        "--out", type=Path, default=Path("samples.png"), help="a grid (.png), arrays (.npz), a folder of PNGs"
-    )
-    p.add_argument("--gif", type=Path, default=None, help="also the way from noise to pictures, as a .gif")
-    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    p.add_argument("--quiet", action="store_true", help="only warnings")
-
-
-def _add_evaluate(commands: Any) -> None:
-    p = _command(commands, "evaluate", "Judge a run, or pictures, beside held-out real pictures.", _evaluate)
-    p.add_argument(
-        "path", metavar="RUN|FOLDER|FILE.npz", type=Path, help="a run; or a folder, a .zip or an .npz of pictures"
-    )
-    p.add_argument(
-        "--against",
-        default=None,
-        metavar="DATA",
-        help="a recipe, a run's folder, or a folder or .zip of pictures (default: the run's own data)",
-    )
-    p.add_argument(
-        "--extractor",
-        default="own",
-        metavar="WHICH",
-        help="own, a small network trained on the data; inception:FILE.safetensors (resized as pytorch-fid), "
-        "inception-tf:FILE.safetensors (as torch-fidelity); dinov2:FOLDER; clip:FOLDER",
-    )
-    p.add_argument(
-        "--n", type=int, default=None, help="samples, over all classes (default: 2000 of a run, else all there are)"
-    )
-    p.add_argument("--snapshots", action="store_true", help="also judge each average that training kept, by step")
-    p.add_argument("--seed", type=int, default=None, help="of a run's first sample (default: 1000000)")
-    _walk_words(p)
-    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
-    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    p.add_argument("--quiet", action="store_true", help="only warnings and the table")
-
-
-def _add_compare(commands: Any) -> None:
-    p = _command(commands, "compare", "Put the priors of several runs into one table and one picture.", _compare)
-    p.add_argument("paths", metavar="RUN", type=Path, nargs="+", help="two finished runs or more")
-    p.add_argument(
-        "--class", dest="classes", nargs="+", default=None, metavar="CLASS", help="default: those all runs know"
-    )
-    p.add_argument("--position", type=float, nargs="+", default=None, metavar="P", help="of slices, 0 to 1")
-    p.add_argument("--caption", nargs="+", default=None, metavar="TEXT", help="what to draw, in words")
-    p.add_argument("--n", type=int, default=None, help="pictures of each combination (default: 8 in all, or more)")
-    p.add_argument("--seed", type=int, default=0, help="of the first column; column i has seed + i")
-    _walk_words(p, "each recipe's own")
-    p.add_argument("--out", type=Path, default=Path("comparison.png"), help="the picture, a row a run")
-    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the table there")
-    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    p.add_argument("--quiet", action="store_true", help="only warnings and the table")
-
-
-def _add_reconstruct(commands: Any) -> None:
-    p = _command(
-        commands, "reconstruct", "Put pictures through a run's first stage and back, and judge them.", _reconstruct
-    )
-    p.add_argument("path", metavar="RUN", type=Path, help="a run whose first stage is trained, or on its way")
-    p.add_argument("pictures", metavar="PATH", type=Path, nargs="+", help="pictures, folders or .zip files of them")
-    p.add_argument(
-        "--out", type=Path, default=Path("reconstructions.png"), help="a sheet (.png), or a folder with a PNG for each"
-    )
-    p.add_argument(
-        "--size",
-        choices=("model", "native"),
-        default="model",
-        help="the run's, as its data were brought to, or their own",
-    )
-    p.add_argument("--tile", type=int, default=None, help="side of the tiles of larger pictures (default: 512)")
-    p.add_argument(
-        "--position", type=float, default=None, metavar="P", help="of all these slices, 0 to 1, where it is told"
-    )
-    p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
-    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    p.add_argument("--quiet", action="store_true", help="only warnings and the table")
-
-
-def _add_inspect(commands: Any) -> None:
-    p = _command(commands, "inspect", "Tell what a run, checkpoint, picture, recipe or data folder is.", _inspect)
-    p.add_argument("path", metavar="PATH", type=Path, help="what to look at")
-    p.add_argument("--plot", type=Path, default=None, help="write the curves of a run's logs to this .html file")
-
-
-def _add_check(commands: Any) -> None:
-    p = _command(commands, "check", "Try a recipe without training: sizes, memory, minutes, a budget's split.", _check)
-    _recipe_words(p)
-    p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
-
-
-def _add_recipe(commands: Any) -> None:
-    p = _command(commands, "recipe", "Explain the keys of a recipe.", _recipe)
-    p.add_argument("key", nargs="?", default="", help="a section or key, such as prior.train")
-
-
-def _walk_words(p: argparse.ArgumentParser, whose: str = "the recipe's") -> None:
-    p.add_argument("--steps", type=int, default=None, help=f"sampler steps (default: {whose})")
-    p.add_argument("--sampler", default=None, help=f"euler, heun, ... (default: {whose})")
-    p.add_argument(
-        "--guidance",
-        action="append",
-        default=None,
-        metavar="[CONDITION=]WEIGHT",
-        help=f"classifier-free; 1 is none; of one condition by its name; may be repeated (default: {whose})",
-    )
-
-
-def _recipe_words(p: argparse.ArgumentParser) -> None:
-    p.add_argument("recipe", metavar="RECIPE", help="a recipe's name (mnist, ...), a .toml file, or a run's folder")
-    p.add_argument("overrides", metavar="section.key=value", nargs="*", default=[], help="laid over the recipe")
-    p.add_argument("--gpu", action="store_true", help="lay the recipe's [gpu] table over it")
 
 
 def _train(o: argparse.Namespace) -> int:
@@ -266,13 +70,24 @@ def _device(o: argparse.Namespace) -> Any:
 
 
 def _sample(o: argparse.Namespace) -> int:
+    return _drawn(o, ("picture",), ("temperature", "top_k", "top_p"))
+
+
+def _edit(o: argparse.Namespace) -> int:
+    if o.n is None and o.like is None:
+        o.n = 4
+    return _drawn(o, ("given", "strength", "repeats"), ())
+
+
+def _drawn(o: argparse.Namespace, more: Sequence[str], settings: Sequence[str]) -> int:
+    """Draw what was asked for in the words of all commands that draw, and in more."""
     from moyai.commands import asking
     from moyai.commands.sample import Options, sample
 
-    of_codes = ("temperature", "top_k", "top_p")
-    drawn = {name: getattr(o, name) for name in ("n", "seed", "steps", "sampler", "grid", "eta", "batch", *of_codes)}
+    names = ("n", "seed", "steps", "sampler", "grid", "eta", "batch", *settings)
+    drawn = {name: getattr(o, name) for name in names}
     drawn["guidance"] = asking.guidance(o.guidance)
-    words = ("like", "classes", "position", "caption", "number", "map", "picture", "mask")
+    words = ("like", "classes", "position", "caption", "number", "map", "mask", *more)
     asked = {name: getattr(o, name) for name in words}
     with console.reporter(quiet=o.quiet) as reporter:
         for line in sample(o.path, reporter, Options(o.out, o.gif, device=_device(o), **asked), drawn):
@@ -339,6 +154,19 @@ def _recipe(o: argparse.Namespace) -> int:
 
     console.result(schema_help(o.key))
     return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": _train,
+    "sample": _sample,
+    "edit": _edit,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "reconstruct": _reconstruct,
+    "inspect": _inspect,
+    "check": _check,
+    "recipe": _recipe,
+}
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def png_bytes(image: Picture, recipe: Mapping[str, Any] | None = None) -> bytes:
         told.add_text(provenance.KEY, provenance.to_json(recipe))
         if line := provenance.parameters(recipe, picture.size):
             told.add_text("parameters", line.encode("utf-8", "replace").decode())  # a lone surrogate is no text
-        told.add_itxt("XML:com.adobe.xmp", provenance.XMP)
+        told.add_itxt("XML:com.adobe.xmp", provenance.xmp(recipe))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=told)
     return buffer.getvalue()

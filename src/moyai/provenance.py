@@ -10,23 +10,28 @@ Three forms, because three kinds of reader look for them:
       Steps: 20, Sampler: ddim, CFG scale: 4.0, Seed: 7, Size: 32x32, Model hash: 9f3c, Model: digits
 
   Values that hold a comma, a colon or a newline are JSON strings; fewer than three pairs are not recognised.
-* **the law's**: an XMP packet with IPTC's DigitalSourceType, `trainedAlgorithmicMedia`: made by a trained model.
+* **the law's**: an XMP packet with IPTC's DigitalSourceType, `trainedAlgorithmicMedia`: made by a trained model; or
+  `compositeWithTrainedAlgorithmicMedia`, where the model filled in a part of another picture.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 from moyai.version import __version__
 
 KEY = "moyai"  # of the PNG text chunk, and the first word of the GIF comment
 
-XMP = (
+_XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/>'
+    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{}"/>'
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
@@ -51,6 +56,17 @@ _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # t
 def to_json(recipe: Mapping[str, Any]) -> str:
     """The recipe as ASCII JSON on one line. NaN is refused: it is not JSON and no other reader takes it."""
     return json.dumps(dict(recipe), allow_nan=False, default=_plain)
+
+
+def xmp(recipe: Mapping[str, Any]) -> str:
+    """The law's packet; of a picture that has parts of another one, IPTC's word for such."""
+    filled = any(one.get("missing") for one in recipe.get("given", ()))
+    return _XMP.format("compositeWithTrainedAlgorithmicMedia" if filled else "trainedAlgorithmicMedia")
+
+
+def fingerprint(array: "np.ndarray") -> dict[str, Any]:
+    """What a recipe tells of an array: its shape and the sha256 of its values, row by row."""
+    return {"shape": list(array.shape), "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
 
 
 def from_json(text: str) -> dict[str, Any]:

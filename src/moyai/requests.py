@@ -5,31 +5,31 @@ pictures are drawn of it; picture i of the whole has seed `seed + i`. A picture 
 back.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from moyai.conditioning.conditioner import class_numbers
 from moyai.conditioning.spatial import FROM_PICTURES
 from moyai.diffusion.grids import GRIDS
 from moyai.diffusion.sampling import SAMPLERS
+from moyai.edits import Given, checked
 from moyai.errors import RequestError, choices
 from moyai.model import LatentModel
 from moyai.priors.codes import CodePrior
 from moyai.priors.config import CodePriorConfig
+from moyai.provenance import fingerprint
 from moyai.randomness import SEEDS, check_seed
-from moyai.version import __version__
 
 POSITIONS = 8  # drawn where positions are known and none is asked for
 LARGEST = float(np.finfo(np.float32).max)  # of the numbers asked for
 SETTINGS = ("steps", "sampler", "grid", "guidance", "eta", "batch", "temperature", "top_k", "top_p")
 OF_CODES = {"sampler": "codes", "grid": "codes", "eta": 0.0}  # a prior over codes takes its places one by one
 OF_DIFFUSION = {"temperature": 1.0, "top_k": None, "top_p": 1.0}  # which has no probabilities to cut
+OF_EDITS = ("given", "strength", "repeats")
 PICTURED = ("mask", "low_resolution", "masked")  # fields whose values are arrays
 NAME = 60  # letters of a caption in a row's name
 
@@ -42,6 +42,7 @@ class Request:
 
     asked: class numbers, positions in [0, 1], captions, numbers of other fields, maps (H, W) uint8, ..., by field.
     guidance: the weight of what has none of its own in the model's recipe; or that of each condition by its name.
+    given: the picture that each row begins with, and strength how much of it is drawn anew (`edits`); none begin anew.
     """
 
     n: int = 8
@@ -56,11 +57,14 @@ class Request:
     temperature: float = 1.0  # these three of a prior over codes
     top_k: int | None = None
     top_p: float = 1.0
+    given: tuple[Given, ...] = ()
+    strength: float = 1.0
+    repeats: int = 1  # times each step is walked (`diffusion.sampling.repeated`)
 
     @property
     def rows(self) -> int:
-        """1 where nothing is asked."""
-        return max([1, *map(len, self.asked.values())])
+        """1 where nothing is asked and nothing given."""
+        return max([1, len(self.given), *map(len, self.asked.values())])
 
     @property
     def count(self) -> int:
@@ -76,7 +80,10 @@ class Request:
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it; of an array its shape and its hash."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_EDITS}
+        if self.given:
+            given = [one.plain() for one in self.given]
+            plain |= {"given": given, "strength": self.strength, "repeats": self.repeats}
         return plain | {"asked": {name: [_plain(v) for v in values] for name, values in self.asked.items()}}
 
 
@@ -88,14 +95,20 @@ def request(
     captions: Sequence[str] | None = None,
     others: Rows | None = None,
     rows: Rows | None = None,
+    given: Sequence[Given] = (),
+    strength: float | None = None,
+    repeats: int | None = None,
     **settings: Any,
 ) -> Request:
     """A checked request; what is not given follows from the model's recipe.
 
     Classes, positions, captions and `others` (numbers and arrays, by field) are combined, each with each; `rows` are
-    taken as they are. Where nothing is given: all classes, and eight positions over the whole range, if that is all
+    taken as they are. Where nothing is asked: all classes, and eight positions over the whole range, if that is all
     the model can be told; otherwise the examples that its run kept of its held-out data. Among the settings, guidance
     may be weights by condition, where "*" stands for those that are neither named nor given one by the recipe.
+
+    given: pictures to begin with, each for each combination of what is asked; with `rows`, one for each of these.
+    Where nothing is asked they are changed or filled in without a condition. strength, repeats: `edits`.
 
     Raises RequestError naming what was given and what is possible.
     """
@@ -109,19 +122,25 @@ def request(
         if value is not None:
             values[name] = value
     if rows is None:
-        given: dict[str, Sequence[Any] | None] = {"class": classes, "position": positions, "caption": captions}
-        wanted = {name: list(each) for name, each in (given | dict(others or {})).items() if each}
-        if wanted or not model.examples or _simple(model):
+        told: dict[str, Sequence[Any] | None] = {"class": classes, "position": positions, "caption": captions}
+        wanted = {name: list(each) for name, each in (told | dict(others or {})).items() if each}
+        if given:
+            rows = _combined({name: _checked(model, name, each) for name, each in wanted.items()})
+            each_row = len(next(iter(rows.values()), (None,)))
+            rows = {name: [*values] * len(given) for name, values in rows.items()}
+            given = [one for one in given for _ in range(each_row)]
+        elif wanted or not model.examples or _simple(model):
             wanted = {name: _checked(model, name, each) for name, each in wanted.items()}
             rows = _combined(_completed(model, wanted))
         else:
             rows = {name: list(each) for name, each in model.examples.items()}
-    if len({len(each) for each in rows.values()}) > 1:
+    if len({len(each) for each in (*rows.values(), *([given] if given else []))}) > 1:
         raise RequestError("the rows of a request need a value for each field they name")
     asked = {name: tuple(_checked(model, name, each)) for name, each in rows.items()}
     _check_needed(model, asked)
     by_condition = values["guidance"] if isinstance(values["guidance"], Mapping) else None
-    made = Request(asked=asked, **values | ({} if by_condition is None else {"guidance": usual}))
+    begun: dict[str, Any] = {"given": tuple(given), **checked(model, given, strength, repeats)} if given else {}
+    made = Request(asked=asked, **begun, **values | ({} if by_condition is None else {"guidance": usual}))
     _check(made)
     return made if by_condition is None else replace(made, guidance=model.conditioner.weights(by_condition, usual))
 
@@ -182,7 +201,7 @@ def _checked(model: LatentModel, name: str, values: Sequence[Any]) -> list[Any]:
             raise RequestError(f"caption {wrong[0]!r} is no text")
         return [str(value) for value in values]
     if name in PICTURED:
-        return [_array_checked(model, name, np.asarray(value)) for value in values]
+        return [array_checked(model, name, np.asarray(value)) for value in values]
     for value in values:
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         number = number and -LARGEST < value < LARGEST  # a whole number may be beyond what any float holds
@@ -199,7 +218,8 @@ def _none_of(name: str) -> str:
     return {"class": "no classes", "caption": "no captions"}.get(name, f"no {name}s")
 
 
-def _array_checked(model: LatentModel, name: str, value: np.ndarray) -> np.ndarray:
+def array_checked(model: LatentModel, name: str, value: np.ndarray) -> np.ndarray:
+    """The array of a field as a request holds it. RequestError for a map that the model cannot be told."""
     if name != "mask":
         return value  # the condition knows the shapes it takes, and says so
     height, width = model.codec.image_shape[1:]
@@ -266,19 +286,17 @@ def _array(name: str, values: Sequence[Any]) -> np.ndarray:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return {"shape": list(value.shape), "sha256": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}
+        return fingerprint(value)
     return value
-
-
-# ---- what pictures say of themselves
 
 
 def row_names(model: LatentModel, r: Request) -> tuple[str, ...] | None:
     """What each row of a request's pictures, `n` long, was asked to be; None where nothing was asked."""
-    if not r.asked:
+    if not r.asked and len(r.given) < 2:
         return None
     return tuple(
-        " ".join(_named(model, name, values[row], row) for name, values in r.asked.items()) for row in range(r.rows)
+        " ".join([_named(model, name, values[row], row) for name, values in r.asked.items()] or [f"picture {row + 1}"])
+        for row in range(r.rows)
     )
 
 
@@ -290,57 +308,3 @@ def _named(model: LatentModel, name: str, value: Any, row: int) -> str:
     if name in PICTURED:
         return f"{name.replace('_', ' ')} {row + 1}"
     return f"{name} {value:.2f}" if name == "position" else f"{name} {value:g}"
-
-
-def picture_recipe(model: LatentModel, r: Request, index: int | None = None) -> dict[str, Any]:
-    """What made the pictures: enough to make them again. With `index`, of that one picture alone."""
-    settings = r.plain()
-    if index is not None:
-        one = {name: [values[index // r.n]] for name, values in settings["asked"].items()}
-        settings |= {"n": 1, "seed": r.seed + index, "asked": one}
-    names = [model.classes[c] for c in settings["asked"].get("class", ())]
-    return {
-        "moyai": __version__,
-        "model": model.recipe.name,
-        "model_hash": model.digest,
-        **settings,
-        "class_names": names,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
-def like(model: LatentModel, recipe: Mapping[str, Any], given: Rows | None = None) -> tuple[Request, list[str]]:
-    """The request that a picture's recipe records, and what differs from then, a sentence each.
-
-    given: arrays by field, in any order, for fields of which the recipe holds the hash only.
-    """
-    names = ("n", "seed", *SETTINGS)
-    if missing := [name for name in (*names, "asked") if name not in recipe]:
-        raise RequestError(f"this picture's recipe has no {missing[0]}; it was not drawn by moyai sample")
-    asked = recipe["asked"]
-    if not isinstance(asked, Mapping) or not all(isinstance(values, list | tuple) for values in asked.values()):
-        raise RequestError(f"this picture's recipe asks for {asked!r}, which are no rows of fields")
-    if not all(type(c) is int for c in asked.get("class", ())):
-        raise RequestError(f"this picture's recipe names the classes {asked['class']!r}, which are no class numbers")
-    rows = {name: _again(model, name, values, (given or {}).get(name)) for name, values in asked.items()}
-    made = request(model, rows=rows, **{name: recipe[name] for name in names})
-    now = picture_recipe(model, made)
-    changes = [
-        f"{name.replace('_', ' ')} was {recipe.get(name)}, is {now[name]}"
-        for name in ("model_hash", "threads", "torch", "moyai")
-        if recipe.get(name) != now[name]
-    ]
-    return made, changes
-
-
-def _again(model: LatentModel, name: str, values: Sequence[Any], given: Sequence[Any] | None) -> Sequence[Any]:
-    """The values of a field's rows; of arrays those among the given ones that have the hashes of the recipe."""
-    if name not in PICTURED:
-        return values
-    arrays = [_array_checked(model, name, np.asarray(one)) for one in given or ()]
-    known = [_plain(array) for array in arrays]
-    if missing := [value for value in values if value not in known]:
-        several = len({str(value) for value in missing})
-        raise RequestError(f"this picture was drawn for {several} {name} of its own; give the same again")
-    return [arrays[known.index(value)] for value in values]

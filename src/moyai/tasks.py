@@ -12,20 +12,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moyai import edits
 from moyai.batch import Cond
 from moyai.data.images import to_uint
 from moyai.diffusion.denoiser import Denoise
 from moyai.diffusion.grids import GRIDS
-from moyai.diffusion.guidance import clamped, nested
-from moyai.diffusion.sampling import SAMPLERS, Step, start
+from moyai.diffusion.guidance import clamped, inpainting, nested
+from moyai.diffusion.sampling import SAMPLERS, Step, repeated, start
+from moyai.edits import Given
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
 from moyai.priors import codes
 from moyai.priors.codes import CodePrior
 from moyai.randomness import image_noise
-from moyai.requests import Request, like, picture_recipe, request, row_names
+from moyai.redrawing import like, picture_recipe
+from moyai.requests import Request, request, row_names
 
-__all__ = ["Progress", "Request", "collect", "generate", "like", "picture_recipe", "process", "request", "row_names"]
+__all__ = [
+    "Given",
+    "Progress",
+    "Request",
+    "collect",
+    "edit",
+    "generate",
+    "like",
+    "picture_recipe",
+    "process",
+    "request",
+    "row_names",
+    "sample",
+]
 
 
 class Progress(NamedTuple):
@@ -42,12 +58,13 @@ class Progress(NamedTuple):
 
 @torch.no_grad()
 def generate(model: LatentModel, r: Request) -> Iterator[Progress]:
-    """Draw the pictures of a request, `r.batch` at a time. Closing the iterator cancels."""
+    """Draw the pictures of a request, `r.batch` at a time; from those that it gives, where it gives any (`edits`).
+    Closing the iterator cancels."""
     if isinstance(model.prior, CodePrior):
         yield from _codes(model, model.prior, r)
         return
     parameterization = model.diffusion.denoiser.parameterization
-    sigmas = GRIDS[r.grid](parameterization, r.steps, 1.0)
+    sigmas = GRIDS[r.grid](parameterization, r.steps, r.strength)
     asked = told_of(model, r)
     for first in range(0, r.count, r.batch):
         here = range(first, min(first + r.batch, r.count))
@@ -55,9 +72,14 @@ def generate(model: LatentModel, r: Request) -> Iterator[Progress]:
         seeds = [r.seed + i for i in rows]
         told = {name: values[rows].to(model.device) for name, values in asked.items()}
         denoise = bound(model, told, len(rows), r.guidance)
-        x = start(image_noise(seeds, model.codec.shape()).to(model.device), parameterization, sigmas)
+        noise = image_noise(seeds, model.codec.shape()).to(model.device)
+        given, known = [r.given[i // r.n] for i in rows] if r.given else [], None
+        if given:
+            known, missing = edits.beginning(model, given, told, r.strength)
+            denoise = denoise if missing is None else inpainting(denoise, known, missing, noise)
+        x = start(noise, parameterization, sigmas, full=not given, x0=known)
         for step in _walk(model, denoise, x, sigmas, seeds, r):
-            images = decoded(model, step.denoised, told)[: len(here)] if step.index == r.steps else None
+            images = decoded(model, step.denoised, told, given)[: len(here)] if step.index == r.steps else None
             k = len(here)
             yield Progress(here, step.index, r.steps, step.x[:k], step.denoised[:k], step.sigma, images)
 
@@ -119,15 +141,15 @@ def nest(
     return conds, [weight for _, weight in steps[1:]]
 
 
-def decoded(model: LatentModel, latents: Tensor, told: Mapping[str, Tensor]) -> np.ndarray:
-    """Latents to pictures (B, H, W, C); where a part of them was given ("masked"), it is there as it was given."""
+def decoded(model: LatentModel, latents: Tensor, told: Mapping[str, Tensor], given: Sequence[Given] = ()) -> np.ndarray:
+    """Latents to pictures (B, H, W, C); what of them was given or told ("masked") is there as it was."""
     images = model.decode(latents, told)
-    if "masked" not in told:
-        return images
-    known, missing = told["masked"][:, :-1], told["masked"][:, -1:]
-    given = to_uint(known, bits=model.facts.bits)
-    soft = missing.permute(0, 2, 3, 1).cpu().numpy()
-    return np.where(soft == 0, given, images)
+    if "masked" in told:
+        known, missing = told["masked"][:, :-1], told["masked"][:, -1:]
+        return edits.pasted(
+            images, to_uint(known, bits=model.facts.bits), missing.permute(0, 2, 3, 1).cpu().ceil().numpy()
+        )
+    return edits.completed(images, given) if given else images
 
 
 def _walk(
@@ -143,7 +165,13 @@ def _walk(
     def noise(step: int) -> Tensor:
         return image_noise(seeds, shape, purpose="ancestral", step=step).to(model.device)
 
-    return SAMPLERS[r.sampler](denoise, x, sigmas, eta=r.eta, noise=noise)
+    def fresh(number: int) -> Tensor:
+        return image_noise(seeds, shape, purpose="repeat", step=number).to(model.device)
+
+    sampler = SAMPLERS[r.sampler]
+    if r.repeats > 1:
+        sampler = repeated(sampler, r.repeats, fresh)
+    return sampler(denoise, x, sigmas, eta=r.eta, noise=noise)
 
 
 def sample(
@@ -167,6 +195,39 @@ def sample(
     """
     asked = {"positions": positions, "captions": captions, "others": others}
     settings = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+    return collect(model, request(model, classes, **asked, **settings), progress)  # type: ignore[arg-type]
+
+
+def edit(
+    model: LatentModel,
+    images: np.ndarray,
+    *,
+    mask: np.ndarray | None = None,
+    strength: float | None = None,
+    repeats: int | None = None,
+    classes: Sequence[str | int] | None = None,
+    positions: Sequence[float] | None = None,
+    captions: Sequence[str] | None = None,
+    others: Mapping[str, Sequence[Any]] | None = None,
+    n: int = 1,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
+    guidance: float | Mapping[str, float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Pictures (P, H, W, C), as `sample` returns them, changed or filled in: `n` of each, for each combination of what
+    is asked of them, in that order; (count, H, W, C).
+
+    mask: (H, W) or (P, H, W) uint8, 255 where to paint and 0 where the picture stays as it is, to the bit; without one
+    all of it changes. strength: how much, above 0 up to 1, a share of the model's own time (default: 0.6, with a mask
+    1, where nothing of what stands there is looked at). repeats: how often each step is walked (default: 1, with a mask
+    10). Raises RequestError naming what was given and what is possible.
+    """
+    masks = [None] * len(images) if mask is None else np.broadcast_to(mask, (len(images), *mask.shape[-2:]))
+    given = [Given(image, missing) for image, missing in zip(images, masks, strict=True)]
+    asked = {"positions": positions, "captions": captions, "others": others, "given": given, "strength": strength}
+    settings = {"repeats": repeats, "n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
     return collect(model, request(model, classes, **asked, **settings), progress)  # type: ignore[arg-type]
 
 

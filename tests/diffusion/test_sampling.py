@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from moyai.batch import Cond
 from moyai.diffusion.denoiser import Denoise, Denoiser
 from moyai.diffusion.grids import GRIDS, karras, table_spacing, uniform_log, uniform_time
+from moyai.diffusion.guidance import inpainting
 from moyai.diffusion.noise import Table, column, q_posterior
 from moyai.diffusion.parameterization import X0, Eps, Flow, Parameterization, V
-from moyai.diffusion.sampling import HEUN_SPAN, SAMPLERS, Step, ddpm, dpmpp_2m, euler, heun, split, start
+from moyai.diffusion.sampling import HEUN_SPAN, SAMPLERS, Step, ddpm, dpmpp_2m, euler, heun, repeated, split, start
 from moyai.errors import RequestError
 
 MEAN, STD = 0.3, 0.6
@@ -415,6 +416,58 @@ def test_what_ddpm_refuses() -> None:
 
 def _zeros(x: Tensor) -> Callable[[int], Tensor]:
     return lambda index: torch.zeros_like(x)
+
+
+def correlated(x: Tensor, sigma: Tensor) -> Tensor:
+    """The denoiser of pairs (N, 2), normal with variance 1 and correlation 0.9."""
+    covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=x.dtype)
+    return x @ torch.linalg.solve(covariance + float(sigma[0]) ** 2 * torch.eye(2, dtype=x.dtype), covariance)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
+def test_walking_each_step_many_times_fills_in_what_belongs_there(sampler: str) -> None:
+    """Of a pair the first is known to be 2: the second is normal with mean 1.8 and variance 0.19."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*_: int) -> Tensor:
+        return torch.randn(4000, 2, generator=generator, dtype=torch.float64)
+
+    noise, sigmas = normal(), karras(80.0, 0.02, 30)
+    known, mask = torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(4000, 2), torch.tensor([[0.0, 1.0]]).double()
+    held, found = inpainting(correlated, known, mask, noise), {}
+    for times in (1, 30):
+        *_, end = repeated(SAMPLERS[sampler], times, normal)(held, 80 * noise, sigmas)
+        assert torch.equal(end.denoised[:, 0], known[:, 0])
+        found[times] = (float(end.denoised[:, 1].mean()), float(end.denoised[:, 1].var()))
+    assert found[30][0] == pytest.approx(1.8, abs=0.06)
+    assert found[30][1] == pytest.approx(0.19, abs=0.06)
+    assert abs(found[1][0] - 1.8) > 0.3  # walked once, the second half hardly hears of the first
+
+
+def test_walking_each_step_once_is_the_sampler_itself() -> None:
+    sigmas, x = karras(10.0, 0.1, 5), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    for sampler in ("euler", "heun", "dpmpp_2s"):
+        walked, once = (
+            list(walk(gaussian, x, sigmas)) for walk in (SAMPLERS[sampler], repeated(SAMPLERS[sampler], 1, _zeros(x)))
+        )
+        assert [step.index for step in once] == [1, 2, 3, 4, 5]
+        assert all(torch.equal(a.x, b.x) and a.sigma == b.sigma for a, b in zip(walked, once, strict=True))
+
+
+def test_each_turn_has_noise_of_its_own() -> None:
+    asked: dict[str, list[int]] = {"back": [], "step": []}
+
+    def noise(what: str) -> Callable[[int], Tensor]:
+        def drawn(number: int) -> Tensor:
+            asked[what].append(number)
+            return torch.zeros(1)
+
+        return drawn
+
+    walk = repeated(SAMPLERS["euler"], 3, noise("back"))
+    list(walk(gaussian, torch.ones(1), karras(10.0, 0.1, 4), eta=1.0, noise=noise("step")))
+    assert len(set(asked["back"])) == len(asked["back"]) == 2 * 3  # the last step is walked once
+    assert len(set(asked["step"])) == len(asked["step"]) == 3 * 3
 
 
 def test_eta_is_refused_where_it_means_nothing() -> None:

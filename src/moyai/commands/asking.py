@@ -18,6 +18,7 @@ from moyai.conditioning.conditioner import OTHERS
 from moyai.conditioning.spatial import FROM_PICTURES, in_range, masked
 from moyai.data.decode import Target, UnreadablePicture, decode, inspect
 from moyai.data.masks import values_of
+from moyai.edits import Given
 from moyai.errors import RequestError
 from moyai.model import LatentModel
 from moyai.requests import Request
@@ -57,6 +58,22 @@ def others(
         raise RequestError(f"--mask {mask} says what is to be filled in of a --picture, and none is given")
     if pictures:
         found |= _given(model, pictures, mask)
+    return found
+
+
+def given(model: LatentModel, paths: Sequence[Path], mask: Path | None, warn: Callable[[str], None]) -> list[Given]:
+    """The pictures that an edit begins with, each with what the mask says is missing (white). RequestError names the
+    file that cannot be used; `warn` is told of those that were brought to the model's size."""
+    channels, height, width = model.codec.image_shape
+    resize = model.recipe.data.resize
+    _check_mask(paths, mask)
+    missing = None if mask is None else _picture(mask, Target(height, width, 1, 8, resize))[0]
+    found = []
+    for path in paths:
+        if (size := _size(path)) != (height, width):
+            warn(f"{path} is {size[0]} x {size[1]}, brought to {height} x {width} by {resize!r} as the data were")
+        image = _picture(path, Target(height, width, channels, model.facts.bits, resize))
+        found.append(Given(np.ascontiguousarray(image.transpose(1, 2, 0)), missing))
     return found
 
 
@@ -144,13 +161,17 @@ def _with_holes(model: LatentModel, paths: Sequence[Path], mask: Path) -> list[n
     """Pictures with what the mask says of them missing, (C + 1, H, W) each."""
     channels, height, width = model.codec.image_shape
     resize = model.recipe.data.resize
-    for path in paths:
-        if _size(path) != _size(mask):
-            sizes = " and ".join(f"{one} is {_size(one)[0]} x {_size(one)[1]}" for one in (mask, path))
-            raise RequestError(f"the mask must have the size of the picture, but {sizes} (height x width)")
+    _check_mask(paths, mask)
     missing = torch.from_numpy(_picture(mask, Target(height, width, 1, 8, resize)) > 127).float()[None]
     images = [_picture(path, Target(height, width, channels, model.facts.bits, resize)) for path in paths]
     return [masked(in_range(torch.from_numpy(one))[None], missing)[0].numpy() for one in images]
+
+
+def _check_mask(paths: Sequence[Path], mask: Path | None) -> None:
+    for path in paths:
+        if mask is not None and _size(path) != _size(mask):
+            sizes = " and ".join(f"{one} is {_size(one)[0]} x {_size(one)[1]}" for one in (mask, path))
+            raise RequestError(f"the mask must have the size of the picture, but {sizes} (height x width)")
 
 
 def _picture(path: Path, target: Target) -> np.ndarray:

@@ -42,7 +42,12 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
         _write_arrays(request, images, out)
     elif out.suffix.lower() == ".png":
         names = tasks.row_names(model, request)
-        sheet = pictures.grid(images, columns=request.n if names else None, row_labels=names)
+        columns = request.n if names else None
+        if request.given:  # each row behind what it began with
+            began = np.stack([one.shown() for one in request.given])[:, None]
+            drawn = images.reshape(request.rows, request.n, *images.shape[1:])
+            images, columns = np.concatenate([began, drawn], axis=1).reshape(-1, *images.shape[1:]), request.n + 1
+        sheet = pictures.grid(images, columns=columns, row_labels=names)
         pictures.save_png(out, sheet, tasks.picture_recipe(model, request))
     else:
         for i, image in enumerate(images):
@@ -51,7 +56,7 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
             told = [_safe(value)[:40] if isinstance(value, str) else f"{value:.3f}" for value in values]
             name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told])
             pictures.save_png(out / f"{name}.png", image, recipe)
-    yield f"{len(images)} pictures in {out}"
+    yield f"{request.count} pictures in {out}"
     if gif is not None:
         noisy, predicted = tasks.process(model, request)
         rows = zip(noisy, predicted, strict=True)

@@ -1,4 +1,6 @@
-"""`moyai sample`: pictures of a trained run, asked for in words, numbers and files, or as a picture says of itself."""
+"""`moyai sample` and `moyai edit`: pictures of a trained run, asked for in words, numbers and files, or as a picture
+says of itself; drawn from nothing, or from pictures that are changed or filled in.
+"""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +31,16 @@ class Options:
     number: Sequence[str] | None = None
     map: Sequence[Path] | None = None
     picture: Sequence[str] | None = None
-    mask: Path | None = None
+    mask: Path | None = None  # of --picture; of what an edit begins with
+    given: Sequence[Path] = ()  # what an edit begins with
+    strength: float | None = None
+    repeats: int | None = None
     device: torch.device | str = "cpu"
 
 
 def sample(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Draw of the run at `path`, write, and yield a line for each thing written. settings: as `tasks.request` takes."""
+    """Draw of the run at `path`, or edit the pictures given, write, and yield a line for each thing written. settings:
+    as `tasks.request` takes."""
     outputs.check(options.out, options.gif)
     _check_like(options, settings)
     model = load(path, device=options.device, warn=reporter.warn)
@@ -48,7 +54,8 @@ def sample(path: Path, reporter: Reporter, options: Options, settings: Mapping[s
 
 def _check_like(o: Options, settings: Mapping[str, Any]) -> None:
     """Refuse words that the recipe of a picture would have to be changed for."""
-    said = {"class": o.classes, "position": o.position, "caption": o.caption, "number": o.number, **settings}
+    said: dict[str, Any] = {"class": o.classes, "position": o.position, "caption": o.caption, "number": o.number}
+    said |= {"strength": o.strength, "repeat": o.repeats, **settings}
     if o.like is not None and (words := [name for name, value in said.items() if value is not None]):
         raise RequestError(
             f"--like draws {o.like} again as it says of itself, and --{words[0].replace('_', '-')} would change that; "
@@ -57,12 +64,15 @@ def _check_like(o: Options, settings: Mapping[str, Any]) -> None:
 
 
 def _request(model: LatentModel, reporter: Reporter, o: Options, settings: Mapping[str, Any]) -> tasks.Request:
+    given = asking.given(model, o.given, o.mask, reporter.warn) if o.given else []
+    mask = None if o.given else o.mask
     if o.like is None:
-        others = asking.others(model, numbers=o.number, maps=o.map, pictures=o.picture, mask=o.mask)
+        others = asking.others(model, numbers=o.number, maps=o.map, pictures=o.picture, mask=mask)
         asked: dict[str, Any] = {"positions": o.position, "captions": o.caption, "others": others}
-        return tasks.request(model, o.classes, **asked, **settings)
-    given = asking.others(model, maps=o.map, pictures=o.picture, mask=o.mask)
-    request, changes = tasks.like(model, pictures.read_recipe(o.like), given)
+        edited: dict[str, Any] = {"given": given, "strength": o.strength, "repeats": o.repeats}
+        return tasks.request(model, o.classes, **asked, **edited, **settings)
+    told = asking.others(model, maps=o.map, pictures=o.picture, mask=mask)
+    request, changes = tasks.like(model, pictures.read_recipe(o.like), told, given)
     for change in changes:
         reporter.warn(f"{o.like} may not come out the same to the bit: {change}")
     return request

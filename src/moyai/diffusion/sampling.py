@@ -35,6 +35,8 @@ Equation (4) multiplies the change of D by s / (2 t), which is hundreds in the f
 of a zero-terminal model takes, and thousands where few steps span all of sigma: the picture is lost. `heun` therefore
 leaves out the correction where s / t is above 4. The published grid of 18 steps has no such step; on a mixture of 20
 Gaussians, a cosine table walked evenly in 12 steps, the error falls from 1.0 to 0.07.
+
+`repeated` makes of any of them one that walks each step several times, for filling in.
 """
 
 from collections.abc import Callable, Iterator
@@ -185,6 +187,38 @@ SAMPLERS: dict[str, Sampler] = {
     "ddpm_small": partial(ddpm, variance="small"),
     "ddpm_large": partial(ddpm, variance="large"),
 }
+
+
+def repeated(sampler: Sampler, times: int, fresh: Noise) -> Sampler:
+    """Each step walked `times` times, in between back up with fresh noise (RePaint, Lugmayr et al. 2022,
+    arXiv:2201.09865, algorithm 1):
+
+        x_s = x_t + sqrt(s^2 - t^2) noise
+
+    What a denoiser is held to in one place (`guidance.inpainting`) has so many turns to reach the others. The last step
+    is walked once; a multistep method, whose history the way back breaks, becomes its own first step. `fresh(k)` gives
+    the noise of the k-th way back, and each turn asks the sampler's `noise` for a number of its own.
+    """
+
+    def walk(
+        denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+    ) -> Iterator[Step]:
+        steps = len(sigmas) - 1
+        for index, s, t in _intervals(sigmas):
+            for turn in range(times if t > 0 else 1):
+                number = turn * steps + index
+                if turn:
+                    x = x + sqrt(s * s - t * t) * fresh(number)
+                own = None if noise is None else partial(_numbered, noise, number)
+                (step,) = sampler(denoise, x, sigmas[index - 1 : index + 1], eta=eta, noise=own)
+                x = step.x
+            yield Step(index, t, x, step.denoised)
+
+    return walk
+
+
+def _numbered(noise: Noise, number: int, _: int) -> Tensor:
+    return noise(number)
 
 
 def _intervals(sigmas: Tensor) -> Iterator[tuple[int, float, float]]:
