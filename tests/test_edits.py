@@ -57,6 +57,7 @@ def test_each_picture_with_each_of_what_is_asked(model: LatentModel) -> None:
     assert [one.image[0, 0, 0] for one in r.given] == [one.image[0, 0, 0] for one in given(3) for _ in range(2)]
     alone = tasks.request(model, given=given(3, half()))
     assert (alone.asked, alone.rows, alone.strength, alone.repeats) == ({}, 3, 1.0, 10)
+    assert tasks.request(model, given=given(), n=2).batch == 2  # no forward is larger than the edit
     assert tasks.row_names(model, alone) == ("picture 1", "picture 2", "picture 3")
 
 
@@ -101,8 +102,8 @@ def test_a_soft_mask_mixes(model: LatentModel) -> None:
 
 def test_a_picture_is_the_same_alone_and_among_others(model: LatentModel) -> None:
     begun = [*given(2, half()), *given(1)]
-    together = drawn(model, begun, n=2, seed=5, strength=0.7, repeats=2)
-    alone = drawn(model, begun[1:2], n=2, seed=7, strength=0.7, repeats=2)
+    together = drawn(model, begun, n=2, seed=5, strength=0.7, repeats=2, batch=4)
+    alone = drawn(model, begun[1:2], n=2, seed=7, strength=0.7, repeats=2, batch=4)
     assert np.array_equal(together[2:4], alone)
 
 

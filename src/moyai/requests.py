@@ -142,6 +142,8 @@ def request(
     begun: dict[str, Any] = {"given": tuple(given), **checked(model, given, strength, repeats)} if given else {}
     made = Request(asked=asked, **begun, **values | ({} if by_condition is None else {"guidance": usual}))
     _check(made)
+    if given and settings.get("batch") is None:  # few, as a rule, and dear: no forward is larger than all of them
+        made = replace(made, batch=min(made.batch, made.count))
     return made if by_condition is None else replace(made, guidance=model.conditioner.weights(by_condition, usual))
 
 
