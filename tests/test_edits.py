@@ -157,6 +157,10 @@ def test_the_public_function(model: LatentModel) -> None:
     assert np.array_equal(filled[:, :, : SIDE // 2], images[:, :, : SIDE // 2])
     each = moyai.edit(model, images, mask=np.stack([half(), half()]), steps=3, repeats=2)
     assert np.array_equal(each, filled)
+    with pytest.raises(RequestError, match="3 masks for 2 pictures"):
+        moyai.edit(model, images, mask=np.stack([half()] * 3))
+    with pytest.raises(RequestError, match=r"given \(8, 1\) uint8"):
+        moyai.edit(model, images[0])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from moyai.diffusion.grids import GRIDS
 from moyai.diffusion.guidance import clamped, inpainting, nested
 from moyai.diffusion.sampling import SAMPLERS, Step, repeated, start
 from moyai.edits import Given
+from moyai.errors import RequestError
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
 from moyai.priors import codes
@@ -224,7 +225,9 @@ def edit(
     1, where nothing of what stands there is looked at). repeats: how often each step is walked (default: 1, with a mask
     10). Raises RequestError naming what was given and what is possible.
     """
-    masks = [None] * len(images) if mask is None else np.broadcast_to(mask, (len(images), *mask.shape[-2:]))
+    if mask is not None and mask.ndim != 2 and len(mask) != len(images):
+        raise RequestError(f"{len(mask)} masks for {len(images)} pictures; possible: one (H, W), or as many (P, H, W)")
+    masks = [mask] * len(images) if mask is None or mask.ndim == 2 else mask
     given = [Given(image, missing) for image, missing in zip(images, masks, strict=True)]
     asked = {"positions": positions, "captions": captions, "others": others, "given": given, "strength": strength}
     settings = {"repeats": repeats, "n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
