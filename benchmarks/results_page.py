@@ -191,7 +191,10 @@ def _machines(measured: Measured) -> str:
 
 
 def _machine(machine: Json) -> str:
-    parts = [f"{machine['cores']} cores of {machine['processor']}", machine["gpu"] or "no GPU"]
+    parts = [
+        f"{machine['cores']} core{'s' * (machine['cores'] != 1)} of {machine['processor']}",
+        machine["gpu"] or "no GPU",
+    ]
     return ", ".join([*parts, f"torch {machine['torch']}", machine["precision"]])
 
 
