@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-# Bits depend on the number of threads, and a process with one thread can be forked at any time.
+# Bits depend on the number of threads, and a process with one thread can be forked at any time. (pytest-xdist's
+# receiver, the only other one, waits for bytes and holds no lock that a child would need.)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch

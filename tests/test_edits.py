@@ -12,8 +12,8 @@ from PIL import Image
 import moyai
 import tiny
 from moyai import edits, pictures, tasks
-from moyai.commands import outputs
-from moyai.edits import Given
+from moyai.commands import asking, outputs
+from moyai.edits import Original
 from moyai.errors import RequestError
 from moyai.model import LatentModel
 from moyai.priors.codes import CodePrior
@@ -31,8 +31,8 @@ def model(finished_run: Path) -> LatentModel:
     return made
 
 
-def given(count: int = 1, missing: np.ndarray | None = None) -> list[Given]:
-    return [Given(image[..., None], missing) for image in tiny.shapes(count, seed=7)[0]]
+def given(count: int = 1, missing: np.ndarray | None = None) -> list[Original]:
+    return [Original(image[..., None], missing) for image in tiny.shapes(count, seed=7)[0]]
 
 
 def half(value: int = 255) -> np.ndarray:
@@ -43,21 +43,21 @@ def half(value: int = 255) -> np.ndarray:
 
 
 def drawn(
-    model: LatentModel, begun: list[Given], classes: list[str | int] | None = None, **settings: Any
+    model: LatentModel, begun: list[Original], classes: list[str | int] | None = None, **settings: Any
 ) -> np.ndarray:
-    return tasks.collect(model, tasks.request(model, classes, given=begun, **settings))
+    return tasks.collect(model, tasks.request(model, classes, originals=begun, **settings))
 
 
 def test_each_picture_with_each_of_what_is_asked(model: LatentModel) -> None:
-    r = tasks.request(model, ["ring", "disc"], given=given(3), n=2)
+    r = tasks.request(model, ["ring", "disc"], originals=given(3), n=2)
     assert (r.rows, r.count, r.strength, r.repeats) == (6, 12, 0.6, 1)
     labels = r.labels()
     assert labels is not None
     assert labels.tolist() == [1, 1, 0, 0] * 3
-    assert [one.image[0, 0, 0] for one in r.given] == [one.image[0, 0, 0] for one in given(3) for _ in range(2)]
-    alone = tasks.request(model, given=given(3, half()))
+    assert [one.image[0, 0, 0] for one in r.originals] == [one.image[0, 0, 0] for one in given(3) for _ in range(2)]
+    alone = tasks.request(model, originals=given(3, half()))
     assert (alone.asked, alone.rows, alone.strength, alone.repeats) == ({}, 3, 1.0, 10)
-    assert tasks.request(model, given=given(), n=2).batch == 2  # no forward is larger than the edit
+    assert tasks.request(model, originals=given(), n=2).batch == 2  # no forward is larger than the edit
     assert tasks.row_names(model, alone) == ("picture 1", "picture 2", "picture 3")
 
 
@@ -81,6 +81,50 @@ def test_what_is_known_stays_to_the_bit(model: LatentModel, sampler: str) -> Non
     assert np.array_equal(images[:, :, : SIDE // 2], whole[:, :, : SIDE // 2])
     assert not np.array_equal(images[:, :, SIDE // 2 :], whole[:, :, SIDE // 2 :])
     assert len({image.tobytes() for image in images}) == 6
+
+
+def test_the_walk_itself_is_held_to_what_is_known(model: LatentModel) -> None:
+    """Not only the pixels that are put back: the latents, where no pixel of their place is missing."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[3, SIDE - 1] = 255  # one pixel, and so one place of the latents
+    begun = given(2, mask)
+    known, missing = edits.beginning(model, begun, {}, 1.0)
+    assert missing is not None
+    side = SIDE // known.shape[2]
+    assert [tuple(place) for place in missing[0, 0].nonzero().tolist()] == [(3 // side, known.shape[3] - 1)]
+    *_, last = tasks.generate(model, tasks.request(model, originals=begun, n=1, steps=3, repeats=2))
+    there = missing.expand_as(known) > 0
+    assert torch.equal(last.denoised[~there], known[~there])
+    assert not torch.isclose(last.denoised[there], known[there]).any()
+
+
+@pytest.mark.parametrize(("repeats", "forwards"), [(1, 5), (4, 17)])
+def test_each_step_but_the_last_is_walked_so_often(model: LatentModel, repeats: int, forwards: int) -> None:
+    rows: list[int] = []
+    hook = model.diffusion.denoiser.net.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    drawn(model, given(2, half()), n=1, steps=5, repeats=repeats, sampler="euler")
+    hook.remove()
+    assert rows == [2] * forwards
+
+
+def test_a_picture_without_a_mask_begins_as_it_would_alone(model: LatentModel) -> None:
+    mixed, alone = [given(2, half())[0], given(2)[1]], given(2)[1:]
+    together = drawn(model, mixed, n=2, seed=5, strength=1.0, repeats=1, batch=4)
+    assert np.array_equal(together[2:], drawn(model, alone, n=2, seed=7, strength=1.0, repeats=1, batch=4))
+
+
+def test_a_tables_own_grid_gives_way_to_one_that_may_begin_anywhere(model: LatentModel) -> None:
+    recipe = model.recipe.model_copy(update={"sampling": model.recipe.sampling.model_copy(update={"grid": "table"})})
+    paper = replace(model, recipe=recipe)
+    assert tasks.request(paper).grid == tasks.request(paper, originals=given(1, half())).grid == "table"
+    assert tasks.request(paper, originals=given(), strength=0.4).grid == "uniform-time"
+
+
+def test_the_way_there_ends_in_the_result(model: LatentModel) -> None:
+    r = tasks.request(model, originals=given(2, half(100)), n=1, steps=3, repeats=2)
+    noisy, predicted = tasks.process(model, r)
+    assert np.array_equal(noisy[-1], predicted[-1])
+    assert np.array_equal(predicted[-1], tasks.collect(model, r))
 
 
 def test_at_full_strength_nothing_of_the_hole_is_looked_at(model: LatentModel) -> None:
@@ -129,24 +173,24 @@ def test_the_recipe_in_an_edited_picture_makes_it_again(
     model: LatentModel, mask: np.ndarray | None, tmp_path: Path
 ) -> None:
     begun = given(2, mask)
-    r = tasks.request(model, ["ring"], given=begun, n=2, seed=9, strength=0.5, repeats=3, steps=3)
+    r = tasks.request(model, ["ring"], originals=begun, n=2, seed=9, strength=0.5, repeats=3, steps=3)
     images = tasks.collect(model, r)
     list(outputs.write(model, r, images, tmp_path / "all", None))
     for k, file in enumerate(sorted((tmp_path / "all").glob("*.png"))):
         recipe = pictures.read_recipe(file)
-        again, changes = tasks.like(model, recipe, given=begun)
+        again, changes = tasks.like(model, recipe, originals=begun)
         assert changes == []
         assert (again.seed, again.strength, again.repeats, again.count) == (9 + k, 0.5, 3, 1)
         assert np.array_equal(tasks.collect(model, again)[0], images[k])
-        for others in ((), given(2, half(100)), [Given(255 - one.image, mask) for one in begun]):
+        for others in ((), given(2, half(100)), [Original(255 - one.image, mask) for one in begun]):
             with pytest.raises(RequestError, match="made of another one, which is not what was given"):
-                tasks.like(model, recipe, given=others)
+                tasks.like(model, recipe, originals=others)
         said = Image.open(file).info["XML:com.adobe.xmp"]
         assert ("compositeWithTrainedAlgorithmicMedia" in said) == (mask is not None)
         assert "Denoising strength: 0.5" in Image.open(file).info["parameters"]
     list(outputs.write(model, r, images, tmp_path / "sheet.png", None))
-    assert tasks.like(model, pictures.read_recipe(tmp_path / "sheet.png"), given=begun)[0].plain() == r.plain()
-    assert "given" not in tasks.picture_recipe(model, tasks.request(model))
+    assert tasks.like(model, pictures.read_recipe(tmp_path / "sheet.png"), originals=begun)[0].plain() == r.plain()
+    assert "originals" not in tasks.picture_recipe(model, tasks.request(model))
 
 
 def test_the_public_function(model: LatentModel) -> None:
@@ -157,6 +201,10 @@ def test_the_public_function(model: LatentModel) -> None:
     assert np.array_equal(filled[:, :, : SIDE // 2], images[:, :, : SIDE // 2])
     each = moyai.edit(model, images, mask=np.stack([half(), half()]), steps=3, repeats=2)
     assert np.array_equal(each, filled)
+    numbers = moyai.edit(model, images, strength=np.float32(0.5), steps=3)  # type: ignore[arg-type]
+    assert np.array_equal(numbers, moyai.edit(model, images, strength=0.5, steps=3))
+    with pytest.raises(RequestError, match="there are no pictures to edit"):
+        moyai.edit(model, images[:0], strength=0.5)
     with pytest.raises(RequestError, match="3 masks for 2 pictures"):
         moyai.edit(model, images, mask=np.stack([half()] * 3))
     with pytest.raises(RequestError, match=r"given \(8, 1\) uint8"):
@@ -166,33 +214,59 @@ def test_the_public_function(model: LatentModel) -> None:
 @pytest.mark.parametrize(
     ("begun", "settings", "message"),
     [
-        ([Given(np.zeros((4, 4, 1), np.uint8))], {}, r"edits pictures \(8, 8, 1\) uint8; given \(4, 4, 1\) uint8"),
-        ([Given(np.zeros((8, 8, 1), np.uint16))], {}, r"given \(8, 8, 1\) uint16"),
+        ([Original(np.zeros((4, 4, 1), np.uint8))], {}, r"edits pictures \(8, 8, 1\) uint8; given \(4, 4, 1\) uint8"),
+        ([Original(np.zeros((8, 8, 1), np.uint16))], {}, r"given \(8, 8, 1\) uint16"),
         (given(1, np.zeros((4, 4), np.uint8)), {}, r"the mask must be \(8, 8\) uint8 as the picture is"),
-        (given(1, np.zeros((8, 8), np.uint8)), {}, "black everywhere: there is nothing to fill in"),
-        (given(), {"strength": 0.0}, "strength 0.0 is out of range; possible: above 0, up to 1"),
+        (
+            given(1, np.zeros((8, 8), np.uint8)),
+            {},
+            "the mask has no value above 0: there is nothing to fill in; possible: 255",
+        ),
+        (given(1, np.ones((8, 8), np.uint8)), {}, "the mask has no value above 1: there is nothing to fill in"),
+        (given(), {"strength": 0.0}, "strength 0.0 is out of range; possible: 0.0001 to 1"),
+        (given(), {"strength": "much"}, "strength is 'much', which is no number"),
+        (given(), {"strength": 0.5, "grid": "table"}, "begins at the table's end only, and strength 0.5 does not"),
         (given(), {"strength": 1.1}, "strength 1.1 is out of range"),
         (given(), {"strength": float("nan")}, "strength nan is out of range"),
         (given(), {"repeats": 0}, "repeats 0 is out of range; possible: 1 to 1000"),
-        (given(), {"repeats": 2.5}, "repeats 2.5 is out of range"),
+        (given(), {"repeats": 2.5}, "repeats is 2.5, which is no whole number"),
+        ([], {"strength": 0.5}, "strength is of pictures to begin with, and none is given"),
+        ([], {"repeats": 5}, "repeats is of pictures to begin with"),
         (given(), {"rows": {"class": [0, 1]}}, "a value for each field they name"),
     ],
 )
-def test_what_cannot_be_edited(model: LatentModel, begun: list[Given], settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_edited(
+    model: LatentModel, begun: list[Original], settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
-        tasks.request(model, given=begun, **settings)
+        tasks.request(model, originals=begun, **settings)
 
 
 def test_a_prior_over_codes_edits_nothing(model: LatentModel) -> None:
     with pytest.raises(
         RequestError, match="prior is of codes, drawn one after the other; edits need a diffusion prior"
     ):
-        edits.checked(replace(model, prior=CodePrior([])), given(), None, None)
+        edits.settings(replace(model, prior=CodePrior([])), given(), None, None)
+
+
+def test_a_larger_mask_does_not_ring_at_its_edges(model: LatentModel, tmp_path: Path) -> None:
+    large = np.kron(half(), np.ones((10, 10), np.uint8))
+    Image.fromarray(large).save(tmp_path / "mask.png")
+    Image.fromarray(np.kron(tiny.shapes(1)[0][0], np.ones((10, 10), np.uint8))).save(tmp_path / "a.png")
+    said: list[str] = []
+    (one,) = asking.originals(model, [tmp_path / "a.png"], tmp_path / "mask.png", said.append)
+    assert one.missing is not None
+    assert np.array_equal(one.missing, half())
+    assert said == [f"{tmp_path / 'a.png'}: brought from another size by 'crop'"]
+    Image.fromarray(np.dstack([large] * 3)).save(tmp_path / "a.png")
+    asking.originals(model, [tmp_path / "a.png"], None, said.append)
+    assert said[-1].endswith("colour: turned to grey")
 
 
 def test_the_command(finished_run: Path, tmp_path: Path) -> None:
     def edit(*words: object) -> tuple[int, str]:
-        return tiny.moyai(["edit", finished_run / "run", *words, "--out", tmp_path / "out.png"], tmp_path / "said")
+        out = [] if "--out" in words else ["--out", tmp_path / "out.png"]
+        return tiny.moyai(["edit", finished_run / "run", *words, *out], tmp_path / "said")
 
     for name, image in zip(("a", "b"), tiny.shapes(2, seed=3)[0], strict=True):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
@@ -208,12 +282,18 @@ def test_the_command(finished_run: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), sheet)
     status, said = edit(tmp_path / "tall.png", "--class", "ring", "--strength", 0.4, "--steps", 2)
     assert status == 0, said
-    assert "is 20 x 10, brought to 8 x 8 by" in said
+    assert "tall.png: brought from another size by" in said
+    status, said = edit(a, b, "--n", 1, "--steps", 2, "--out", tmp_path / "each")
+    assert sorted(path.name for path in (tmp_path / "each").iterdir()) == ["a-000000.png", "b-000001.png"]
+    status, said = edit(tmp_path / "each" / "a-000000.png", "--n", 1, "--steps", 2, "--out", tmp_path / "each")
+    assert len(list((tmp_path / "each").iterdir())) == 3  # what was begun with is still there
     for words, message in (
         ([tmp_path / "none.png"], "none.png cannot be read as a picture"),
         ([tmp_path / "tall.png", "--mask", mask], "the mask must have the size of the picture"),
-        ([a, "--strength", "2"], "strength 2.0 is out of range"),
-        ([a, "--strength", "0.5", "--grid", "table"], "strength 0.5 needs another grid"),
+        ([a, "--strength", "2"], "strength 2.0 is out of range; possible"),
+        ([a, "--strength", "0.5", "--grid", "table"], "strength 0.5 does not; possible: karras"),
+        ([a, b, "--out", b], "is one of the pictures to begin with; possible: another name"),
+        ([a, "--like", finished_run / "run" / "samples" / "samples.png"], "was drawn from nothing, not of another one"),
         ([a, "--like", tmp_path / "way.gif", "--strength", "0.3"], "--strength would change that"),
         ([a, "--like", tmp_path / "way.gif"], "possible: `moyai edit` with the same picture"),
     ):

@@ -6,6 +6,8 @@ from typing import Any
 
 from moyai.version import __version__
 
+EDITED = 4  # pictures of each edit where no number is asked for
+
 
 def parser() -> argparse.ArgumentParser:
     """All that `moyai` understands; the command's name is in `command`."""
@@ -61,7 +63,7 @@ def _add_sample(commands: Any) -> None:
         help="small pictures to enlarge, or to fill in; of a model that does both, by name: low_resolution=small.png",
     )
     p.add_argument("--mask", type=Path, default=None, metavar="FILE", help="white where --picture is to be filled in")
-    _drawing_words(p, 8)
+    _drawing_words(p, 8, "the recipe's")
     p.add_argument(
         "--temperature", type=float, default=None, help="of priors over codes: below 1 likelier codes, 0 the likeliest"
     )
@@ -75,7 +77,7 @@ def _add_sample(commands: Any) -> None:
 def _add_edit(commands: Any) -> None:
     p = _command(commands, "edit", "Change pictures by a trained run, or fill in what a mask says is missing.")
     p.add_argument("path", metavar="RUN", type=Path, help="a folder that `moyai train` made")
-    p.add_argument("given", metavar="PICTURE", type=Path, nargs="+", help="pictures to begin with")
+    p.add_argument("originals", metavar="PICTURE", type=Path, nargs="+", help="pictures to begin with")
     p.add_argument(
         "--mask", type=Path, default=None, metavar="FILE", help="white where to paint; black stays as it is, to the bit"
     )
@@ -94,7 +96,7 @@ def _add_edit(commands: Any) -> None:
         help="walk each step so often, so that what is new fits what is there (default: 1, with a mask 10)",
     )
     _asked_words(p, "none", "none")
-    _drawing_words(p, 4)
+    _drawing_words(p, EDITED, "the recipe's, or all there are")
     _written_words(p, "edited.png")
 
 
@@ -207,13 +209,13 @@ def _asked_words(p: argparse.ArgumentParser, classes: str, positions: str) -> No
     p.add_argument("--map", type=Path, nargs="+", default=None, metavar="FILE", help="pictures of region numbers")
 
 
-def _drawing_words(p: argparse.ArgumentParser, n: int) -> None:
+def _drawing_words(p: argparse.ArgumentParser, n: int, batch: str) -> None:
     p.add_argument("--n", type=int, default=None, help=f"pictures of each combination of what is asked (default: {n})")
     p.add_argument("--seed", type=int, default=None, help="of the first picture; picture i has seed + i (default: 0)")
     _walk_words(p)
     p.add_argument("--grid", default=None, help="where the steps lie (default: the recipe's)")
     p.add_argument("--eta", type=float, default=None, help="fresh noise; of euler, 0 is DDIM and 1 is DDPM")
-    p.add_argument("--batch", type=int, default=None, help="pictures a forward (default: the recipe's)")
+    p.add_argument("--batch", type=int, default=None, help=f"pictures a forward (default: {batch})")
 
 
 def _written_words(p: argparse.ArgumentParser, out: str) -> None:

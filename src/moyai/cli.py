@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moyai import console
-from moyai.arguments import parser
+from moyai.arguments import EDITED, parser
 from moyai.errors import MoyaiError
 
 
@@ -75,8 +75,8 @@ def _sample(o: argparse.Namespace) -> int:
 
 def _edit(o: argparse.Namespace) -> int:
     if o.n is None and o.like is None:
-        o.n = 4
-    return _drawn(o, ("given", "strength", "repeats"), ())
+        o.n = EDITED
+    return _drawn(o, ("originals", "strength", "repeats"), ())
 
 
 def _drawn(o: argparse.Namespace, more: Sequence[str], settings: Sequence[str]) -> int:

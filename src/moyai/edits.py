@@ -6,8 +6,9 @@
                  each step several times (`diffusion.sampling.repeated`); at strength 1 nothing of what stood in the
                  hole is looked at
 
-A place of the latents is painted if any pixel of it is missing. After decoding, the pixels that are known are put back
-as they were given, to the bit: a first stage changes them, a soft mask mixes.
+A place of the latents is painted if any pixel of it is missing. After decoding, the known pixels are put back as they
+were, to the bit: a first stage changes them, a soft mask mixes. A first stage that is told something is told what the
+edited picture is asked to be, on the way in too.
 """
 
 import math
@@ -28,20 +29,26 @@ from moyai.provenance import fingerprint
 CHANGED, FILLED = 0.6, 1.0  # the strengths where none is asked for
 MOST_REPEATS = 1000
 REPEATS = 10  # of each step, where something is filled in: with one, the new part hardly knows of the old
+LEAST = 1e-4  # of the strengths: far below a grey level
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Original:
     """A picture to begin with, (H, W, C) as the model's data are stored, and what of it is missing, (H, W) uint8: 0 is
-    known, 255 is to be painted, between is mixed. None: all of it is to be changed."""
+    known, 255 is to be painted, between is mixed. None: all of it is to be changed. `name` is for files and rows."""
 
     image: np.ndarray
     missing: np.ndarray | None = None
+    name: str = ""
 
     def shown(self) -> np.ndarray:
         """The picture with what is missing in mid-grey, (H, W, C)."""
-        top = int(np.iinfo(self.image.dtype).max)
-        return self.image if self.missing is None else completed(np.full_like(self.image[None], top // 2), [self])[0]
+        if self.missing is None:
+            return self.image
+        grey = np.full_like(self.image, int(np.iinfo(self.image.dtype).max) // 2)
+        if grey.shape[2] in (2, 4):
+            grey[..., -1] = np.iinfo(grey.dtype).max  # opaque
+        return completed(grey[None], [self])[0]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it: shapes and hashes."""
@@ -49,53 +56,67 @@ class Given:
         return {"image": fingerprint(self.image), "missing": missing}
 
 
-def checked(model: LatentModel, given: Sequence[Given], strength: float | None, repeats: int | None) -> dict[str, Any]:
-    """The strength and the repeats of an edit. RequestError for what the model cannot begin with."""
+def settings(
+    model: LatentModel, originals: Sequence[Original], strength: float | None, repeats: int | None
+) -> dict[str, Any]:
+    """The strength and the repeats of an edit, by name. RequestError for what the model cannot begin with."""
     if not isinstance(model.prior, DiffusionPrior):
         raise RequestError("this model's prior is of codes, drawn one after the other; edits need a diffusion prior")
-    channels, height, width = model.codec.image_shape
-    for one in given:
-        wanted = np.dtype(np.uint16 if model.facts.bits > 8 else np.uint8)
-        if one.image.shape != (height, width, channels) or one.image.dtype != wanted:
-            raise RequestError(
-                f"this model edits pictures ({height}, {width}, {channels}) {wanted}; "
-                f"given {one.image.shape} {one.image.dtype}"
-            )
-        if one.missing is None:
-            continue
-        if one.missing.shape != (height, width) or one.missing.dtype != np.uint8:
-            raise RequestError(
-                f"the mask must be ({height}, {width}) uint8 as the picture is; given {one.missing.shape} "
-                f"{one.missing.dtype}"
-            )
-        if not one.missing.any():
-            raise RequestError("the mask is black everywhere: there is nothing to fill in; possible: white there")
-    filled = all(one.missing is not None for one in given)
+    for one in originals:
+        _check(model, one)
+    filled = all(one.missing is not None for one in originals)
     if strength is None:
         strength = FILLED if filled else CHANGED
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
-        raise RequestError(f"strength {strength!r} is out of range; possible: above 0, up to 1")
+    if isinstance(strength, bool) or not isinstance(strength, int | float | np.integer | np.floating):
+        raise RequestError(f"strength is {strength!r}, which is no number")
+    if not LEAST <= strength <= 1:
+        raise RequestError(f"strength {strength} is out of range; possible: {LEAST:.4f} to 1")
     if repeats is None:
         repeats = REPEATS if filled else 1
-    if type(repeats) is not int or not 1 <= repeats <= MOST_REPEATS:
-        raise RequestError(f"repeats {repeats!r} is out of range; possible: 1 to {MOST_REPEATS}")
-    return {"strength": float(strength), "repeats": repeats}
+    if isinstance(repeats, bool) or not isinstance(repeats, int | np.integer):
+        raise RequestError(f"repeats is {repeats!r}, which is no whole number")
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise RequestError(f"repeats {repeats} is out of range; possible: 1 to {MOST_REPEATS}")
+    return {"strength": float(strength), "repeats": int(repeats)}
+
+
+def _check(model: LatentModel, one: Original) -> None:
+    channels, height, width = model.codec.image_shape
+    wanted = np.dtype(np.uint16 if model.facts.bits > 8 else np.uint8)
+    if one.image.shape != (height, width, channels) or one.image.dtype != wanted:
+        raise RequestError(
+            f"this model edits pictures ({height}, {width}, {channels}) {wanted}; given {one.image.shape} "
+            f"{one.image.dtype}"
+        )
+    if one.missing is None:
+        return
+    if one.missing.shape != (height, width) or one.missing.dtype != np.uint8:
+        raise RequestError(
+            f"the mask must be ({height}, {width}) uint8 as the picture is; given {one.missing.shape} "
+            f"{one.missing.dtype}"
+        )
+    if one.missing.max() < 2:  # of 0 and 1 nothing would be seen
+        raise RequestError(
+            f"the mask has no value above {one.missing.max()}: there is nothing to fill in; possible: 255 (white) there"
+        )
 
 
 def beginning(
-    model: LatentModel, given: Sequence[Given], told: Mapping[str, Tensor], strength: float
+    model: LatentModel, originals: Sequence[Original], told: Mapping[str, Tensor], strength: float
 ) -> tuple[Tensor, Tensor | None]:
     """The latents (b, c, h, w) of the pictures, the posterior's mode, and where to paint, (b, 1, h, w): 0 or 1; None
-    where that is everywhere."""
-    images = torch.from_numpy(np.stack([one.image for one in given]).astype(np.float32)).permute(0, 3, 1, 2)
-    images = images / float(np.iinfo(given[0].image.dtype).max) * 2 - 1
-    if all(one.missing is None for one in given):
+    where that is everywhere in each."""
+    images = torch.from_numpy(np.stack([one.image for one in originals]).astype(np.float32)).permute(0, 3, 1, 2)
+    images = images / float(np.iinfo(originals[0].image.dtype).max) * 2 - 1
+    if all(one.missing is None for one in originals):
         return model.encode(images, told), None
-    missing = torch.from_numpy(np.stack([_whole(one) for one in given]) > 0).float()[:, None]  # (b, 1, H, W)
+    missing = torch.from_numpy(np.stack([_whole(one) for one in originals]) > 0).float()[:, None]  # (b, 1, H, W)
     if strength == 1:
-        images = surrounded(images, missing)
+        holes = torch.tensor([one.missing is not None for one in originals])
+        images[holes] = surrounded(images[holes], missing[holes])
     known = model.encode(images, told)
-    return known, F.adaptive_max_pool2d(missing, tuple(known.shape[2:])).to(known.device)
+    side = -(-images.shape[2] // known.shape[2])  # pixels of a place, the last of which may reach over the edge
+    return known, F.max_pool2d(missing, side, ceil_mode=True).to(known.device)
 
 
 def surrounded(images: Tensor, missing: Tensor) -> Tensor:
@@ -128,12 +149,12 @@ def pasted(images: np.ndarray, known: np.ndarray, missing: np.ndarray) -> np.nda
     return np.where(missing == 0, known, np.where(missing == 1, images, np.rint(mixed).astype(images.dtype)))
 
 
-def completed(images: np.ndarray, given: Sequence[Given]) -> np.ndarray:
-    """Decoded pictures (b, H, W, C) with what was known of those given."""
-    missing = np.stack([_whole(one) for one in given])[..., None] / 255.0
-    return pasted(images, np.stack([one.image for one in given]), missing)
+def completed(images: np.ndarray, originals: Sequence[Original]) -> np.ndarray:
+    """Decoded pictures (b, H, W, C) with what is known of the originals."""
+    missing = np.stack([_whole(one) for one in originals])[..., None] / 255.0
+    return pasted(images, np.stack([one.image for one in originals]), missing)
 
 
-def _whole(one: Given) -> np.ndarray:
+def _whole(one: Original) -> np.ndarray:
     """What is missing, (H, W) uint8; everything where nothing is said."""
     return np.full(one.image.shape[:2], 255, np.uint8) if one.missing is None else one.missing

@@ -60,7 +60,7 @@ def to_json(recipe: Mapping[str, Any]) -> str:
 
 def xmp(recipe: Mapping[str, Any]) -> str:
     """The law's packet; of a picture that has parts of another one, IPTC's word for such."""
-    filled = any(one.get("missing") for one in recipe.get("given", ()))
+    filled = "masked" in recipe.get("asked", {}) or any(one.get("missing") for one in recipe.get("originals", ()))
     return _XMP.format("compositeWithTrainedAlgorithmicMedia" if filled else "trainedAlgorithmicMedia")
 
 

@@ -5,12 +5,13 @@ the same have to be given again.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from moyai.edits import Given
+from moyai.edits import Original
 from moyai.errors import RequestError
 from moyai.model import LatentModel
 from moyai.provenance import fingerprint
@@ -20,35 +21,33 @@ from moyai.version import __version__
 
 def picture_recipe(model: LatentModel, r: Request, index: int | None = None) -> dict[str, Any]:
     """What made the pictures: enough to make them again. With `index`, of that one picture alone."""
-    settings = r.plain()
     if index is not None:
-        one = {name: [values[index // r.n]] for name, values in settings["asked"].items()}
-        settings |= {"n": 1, "seed": r.seed + index, "asked": one}
-        if r.given:
-            settings["given"] = [settings["given"][index // r.n]]
-    names = [model.classes[c] for c in settings["asked"].get("class", ())]
+        row = index // r.n
+        asked = {name: (values[row],) for name, values in r.asked.items()}
+        r = replace(r, n=1, seed=r.seed + index, asked=asked, originals=r.originals[row : row + 1])
+    settings = r.plain()
     return {
         "moyai": __version__,
         "model": model.recipe.name,
         "model_hash": model.digest,
         **settings,
-        "class_names": names,
+        "class_names": [model.classes[c] for c in settings["asked"].get("class", ())],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
 def like(
-    model: LatentModel, recipe: Mapping[str, Any], told: Rows | None = None, given: Sequence[Given] = ()
+    model: LatentModel, recipe: Mapping[str, Any], told: Rows | None = None, originals: Sequence[Original] = ()
 ) -> tuple[Request, list[str]]:
     """The request that a picture's recipe records, and what differs from then, a sentence each.
 
-    told: arrays by field, in any order, for fields of which the recipe holds the hash only; given: likewise the
-    pictures that an edit began with.
+    told: arrays by field, in any order, for fields of which the recipe holds the hash only; originals: likewise
+    the pictures that an edit began with.
     """
     names = ("n", "seed", *SETTINGS)
     if missing := [name for name in (*names, "asked") if name not in recipe]:
-        raise RequestError(f"this picture's recipe has no {missing[0]}; it was not drawn by moyai sample")
+        raise RequestError(f"this picture's recipe has no {missing[0]}; it was not drawn by moyai")
     asked = recipe["asked"]
     if not isinstance(asked, Mapping) or not all(isinstance(values, list | tuple) for values in asked.values()):
         raise RequestError(f"this picture's recipe asks for {asked!r}, which are no rows of fields")
@@ -56,8 +55,10 @@ def like(
         raise RequestError(f"this picture's recipe names the classes {asked['class']!r}, which are no class numbers")
     rows = {name: _again(model, name, values, (told or {}).get(name)) for name, values in asked.items()}
     begun: dict[str, Any] = {}
-    if "given" in recipe:
-        begun = {name: recipe.get(name) for name in OF_EDITS} | {"given": _begun(recipe["given"], given)}
+    if "originals" in recipe:
+        begun = {name: recipe.get(name) for name in OF_EDITS} | {"originals": _same(recipe["originals"], originals)}
+    elif originals:
+        raise RequestError("this picture was drawn from nothing, not of another one; possible: `moyai sample --like`")
     made = request(model, rows=rows, **begun, **{name: recipe[name] for name in names})
     now = picture_recipe(model, made)
     changes = [
@@ -68,11 +69,11 @@ def like(
     return made, changes
 
 
-def _again(model: LatentModel, name: str, values: Sequence[Any], given: Sequence[Any] | None) -> Sequence[Any]:
-    """The values of a field's rows; of arrays those among the given ones that have the hashes of the recipe."""
+def _again(model: LatentModel, name: str, values: Sequence[Any], told: Sequence[Any] | None) -> Sequence[Any]:
+    """The values of a field's rows; of arrays those among the told ones that have the hashes of the recipe."""
     if name not in PICTURED:
         return values
-    arrays = [array_checked(model, name, np.asarray(one)) for one in given or ()]
+    arrays = [array_checked(model, name, np.asarray(one)) for one in told or ()]
     known = [fingerprint(array) for array in arrays]
     if missing := [value for value in values if value not in known]:
         several = len({str(value) for value in missing})
@@ -80,12 +81,12 @@ def _again(model: LatentModel, name: str, values: Sequence[Any], given: Sequence
     return [arrays[known.index(value)] for value in values]
 
 
-def _begun(told: Any, given: Sequence[Given]) -> list[Given]:
-    """The pictures that an edit began with, among those given."""
-    known = [one.plain() for one in given]
-    if not isinstance(told, list | tuple) or any(one not in known for one in told):
+def _same(recorded: Any, originals: Sequence[Original]) -> list[Original]:
+    """Those of the originals that a recipe records, in its order."""
+    known = [one.plain() for one in originals]
+    if not isinstance(recorded, list | tuple) or any(one not in known for one in recorded):
         raise RequestError(
             "this picture was made of another one, which is not what was given; possible: `moyai edit` with the same "
             "picture, and the same mask if it had one"
         )
-    return [given[known.index(one)] for one in told]
+    return [originals[known.index(one)] for one in recorded]

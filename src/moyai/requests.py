@@ -1,8 +1,8 @@
 """What is asked of a model: how many pictures, of what, from which seeds, drawn how.
 
 A request has rows. In each row every field that is told (class, position, caption, a map, ...) has one value, and `n`
-pictures are drawn of it; picture i of the whole has seed `seed + i`. A picture carries its request, which `like` reads
-back.
+pictures are drawn of it; picture i of the whole has seed `seed + i`. A row may begin with a picture (`edits`). What is
+drawn carries its request, which `redrawing` reads back.
 """
 
 import itertools
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from moyai import edits
 from moyai.conditioning.conditioner import class_numbers
 from moyai.conditioning.spatial import FROM_PICTURES
 from moyai.diffusion.grids import GRIDS
 from moyai.diffusion.sampling import SAMPLERS
-from moyai.edits import Given, checked
+from moyai.edits import Original
 from moyai.errors import RequestError, choices
 from moyai.model import LatentModel
 from moyai.priors.codes import CodePrior
@@ -29,7 +30,7 @@ LARGEST = float(np.finfo(np.float32).max)  # of the numbers asked for
 SETTINGS = ("steps", "sampler", "grid", "guidance", "eta", "batch", "temperature", "top_k", "top_p")
 OF_CODES = {"sampler": "codes", "grid": "codes", "eta": 0.0}  # a prior over codes takes its places one by one
 OF_DIFFUSION = {"temperature": 1.0, "top_k": None, "top_p": 1.0}  # which has no probabilities to cut
-OF_EDITS = ("given", "strength", "repeats")
+OF_EDITS = ("originals", "strength", "repeats")
 PICTURED = ("mask", "low_resolution", "masked")  # fields whose values are arrays
 NAME = 60  # letters of a caption in a row's name
 
@@ -42,7 +43,8 @@ class Request:
 
     asked: class numbers, positions in [0, 1], captions, numbers of other fields, maps (H, W) uint8, ..., by field.
     guidance: the weight of what has none of its own in the model's recipe; or that of each condition by its name.
-    given: the picture that each row begins with, and strength how much of it is drawn anew (`edits`); none begin anew.
+    originals: the picture that each row begins with, and strength how much of it is drawn anew (`edits`); without any,
+    rows begin with noise.
     """
 
     n: int = 8
@@ -57,14 +59,14 @@ class Request:
     temperature: float = 1.0  # these three of a prior over codes
     top_k: int | None = None
     top_p: float = 1.0
-    given: tuple[Given, ...] = ()
+    originals: tuple[Original, ...] = ()
     strength: float = 1.0
     repeats: int = 1  # times each step is walked (`diffusion.sampling.repeated`)
 
     @property
     def rows(self) -> int:
-        """1 where nothing is asked and nothing given."""
-        return max([1, len(self.given), *map(len, self.asked.values())])
+        """1 where nothing is asked and nothing begun with."""
+        return max([1, len(self.originals), *map(len, self.asked.values())])
 
     @property
     def count(self) -> int:
@@ -81,9 +83,9 @@ class Request:
     def plain(self) -> dict[str, Any]:
         """As JSON holds it; of an array its shape and its hash."""
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in OF_EDITS}
-        if self.given:
-            given = [one.plain() for one in self.given]
-            plain |= {"given": given, "strength": self.strength, "repeats": self.repeats}
+        if self.originals:
+            originals = [one.plain() for one in self.originals]
+            plain |= {"originals": originals, "strength": self.strength, "repeats": self.repeats}
         return plain | {"asked": {name: [_plain(v) for v in values] for name, values in self.asked.items()}}
 
 
@@ -95,7 +97,7 @@ def request(
     captions: Sequence[str] | None = None,
     others: Rows | None = None,
     rows: Rows | None = None,
-    given: Sequence[Given] = (),
+    originals: Sequence[Original] = (),
     strength: float | None = None,
     repeats: int | None = None,
     **settings: Any,
@@ -107,7 +109,7 @@ def request(
     the model can be told; otherwise the examples that its run kept of its held-out data. Among the settings, guidance
     may be weights by condition, where "*" stands for those that are neither named nor given one by the recipe.
 
-    given: pictures to begin with, each for each combination of what is asked; with `rows`, one for each of these.
+    originals: pictures to begin with, each for each combination of what is asked; with `rows`, one for each of these.
     Where nothing is asked they are changed or filled in without a condition. strength, repeats: `edits`.
 
     Raises RequestError naming what was given and what is possible.
@@ -124,25 +126,32 @@ def request(
     if rows is None:
         told: dict[str, Sequence[Any] | None] = {"class": classes, "position": positions, "caption": captions}
         wanted = {name: list(each) for name, each in (told | dict(others or {})).items() if each}
-        if given:
+        if originals:
             rows = _combined({name: _checked(model, name, each) for name, each in wanted.items()})
             each_row = len(next(iter(rows.values()), (None,)))
-            rows = {name: [*values] * len(given) for name, values in rows.items()}
-            given = [one for one in given for _ in range(each_row)]
+            rows = {name: [*values] * len(originals) for name, values in rows.items()}
+            originals = [one for one in originals for _ in range(each_row)]
         elif wanted or not model.examples or _simple(model):
             wanted = {name: _checked(model, name, each) for name, each in wanted.items()}
             rows = _combined(_completed(model, wanted))
         else:
             rows = {name: list(each) for name, each in model.examples.items()}
-    if len({len(each) for each in (*rows.values(), *([given] if given else []))}) > 1:
+    if len({len(each) for each in (*rows.values(), *([originals] if originals else []))}) > 1:
         raise RequestError("the rows of a request need a value for each field they name")
     asked = {name: tuple(_checked(model, name, each)) for name, each in rows.items()}
-    _check_needed(model, asked)
+    _check_needed(model, asked, edited=bool(originals))
     by_condition = values["guidance"] if isinstance(values["guidance"], Mapping) else None
-    begun: dict[str, Any] = {"given": tuple(given), **checked(model, given, strength, repeats)} if given else {}
+    begun: dict[str, Any] = {}
+    if originals:
+        begun = {"originals": tuple(originals), **edits.settings(model, originals, strength, repeats)}
+        if values["grid"] == "table" and begun["strength"] < 1 and settings.get("grid") is None:
+            values["grid"] = "uniform-time"  # which may begin anywhere
+    elif strength is not None or repeats is not None:
+        word = "repeats" if strength is None else "strength"
+        raise RequestError(f"{word} is of pictures to begin with, and none is given")
     made = Request(asked=asked, **begun, **values | ({} if by_condition is None else {"guidance": usual}))
     _check(made)
-    if given and settings.get("batch") is None:  # few, as a rule, and dear: no forward is larger than all of them
+    if originals and settings.get("batch") is None:  # few, as a rule, and dear: no forward is larger than all of them
         made = replace(made, batch=min(made.batch, made.count))
     return made if by_condition is None else replace(made, guidance=model.conditioner.weights(by_condition, usual))
 
@@ -171,11 +180,16 @@ def _completed(model: LatentModel, given: dict[str, list[Any]]) -> dict[str, lis
     return given
 
 
-def _check_needed(model: LatentModel, asked: Rows) -> None:
+def _check_needed(model: LatentModel, asked: Rows, *, edited: bool) -> None:
     """Refuse to draw without what training never left out: the null of it was never learned."""
-    needed = [name for name in model.conditioner.needed() if name not in asked]
+    told = {*model.conditioner.needed(), *(set(model.codec.needed()) & set(model.fields))}
+    needed = [name for name in model.fields if name in told and name not in asked]
     if not needed:
         return
+    if edited and set(needed) & set(FROM_PICTURES):
+        raise RequestError(
+            "this model is told a picture of its own, which an edit does not tell; possible: `moyai sample --picture`"
+        )
     if pictured := [name for name in needed if name in FROM_PICTURES]:
         raise RequestError(f"this model needs a picture to begin with, and {pictured[0]} was not given")
     raise RequestError(
@@ -238,6 +252,11 @@ def _check(r: Request) -> None:
     of_codes = r.sampler == OF_CODES["sampler"]
     if r.sampler not in SAMPLERS and not of_codes:
         raise RequestError(f"sampler {r.sampler!r} is unknown; {choices(r.sampler, SAMPLERS)}")
+    if r.grid == "table" and r.strength < 1:
+        raise RequestError(
+            f"grid table begins at the table's end only, and strength {r.strength:g} does not; "
+            f"possible: {', '.join(name for name in GRIDS if name != 'table')}"
+        )
     if r.grid not in GRIDS and not of_codes:
         raise RequestError(f"grid {r.grid!r} is unknown; {choices(r.grid, GRIDS)}")
     bounds: dict[str, tuple[float, float]] = {
@@ -293,11 +312,15 @@ def _plain(value: Any) -> Any:
 
 
 def row_names(model: LatentModel, r: Request) -> tuple[str, ...] | None:
-    """What each row of a request's pictures, `n` long, was asked to be; None where nothing was asked."""
-    if not r.asked and len(r.given) < 2:
+    """What each row of a request's pictures, `n` long, was asked to be, or was begun with; None where neither tells
+    rows apart."""
+    if not r.asked and len(r.originals) < 2:
         return None
     return tuple(
-        " ".join([_named(model, name, values[row], row) for name, values in r.asked.items()] or [f"picture {row + 1}"])
+        " ".join(
+            [_named(model, name, values[row], row) for name, values in r.asked.items()]
+            or [r.originals[row].name or f"picture {row + 1}"]
+        )
         for row in range(r.rows)
     )
 

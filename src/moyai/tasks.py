@@ -19,7 +19,7 @@ from moyai.diffusion.denoiser import Denoise
 from moyai.diffusion.grids import GRIDS
 from moyai.diffusion.guidance import clamped, inpainting, nested
 from moyai.diffusion.sampling import SAMPLERS, Step, repeated, start
-from moyai.edits import Given
+from moyai.edits import Original
 from moyai.errors import RequestError
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel
@@ -30,7 +30,7 @@ from moyai.redrawing import like, picture_recipe
 from moyai.requests import Request, request, row_names
 
 __all__ = [
-    "Given",
+    "Original",
     "Progress",
     "Request",
     "collect",
@@ -59,7 +59,7 @@ class Progress(NamedTuple):
 
 @torch.no_grad()
 def generate(model: LatentModel, r: Request) -> Iterator[Progress]:
-    """Draw the pictures of a request, `r.batch` at a time; from those that it gives, where it gives any (`edits`).
+    """Draw the pictures of a request, `r.batch` at a time; from its originals, where it has any (`edits`).
     Closing the iterator cancels."""
     if isinstance(model.prior, CodePrior):
         yield from _codes(model, model.prior, r)
@@ -74,13 +74,13 @@ def generate(model: LatentModel, r: Request) -> Iterator[Progress]:
         told = {name: values[rows].to(model.device) for name, values in asked.items()}
         denoise = bound(model, told, len(rows), r.guidance)
         noise = image_noise(seeds, model.codec.shape()).to(model.device)
-        given, known = [r.given[i // r.n] for i in rows] if r.given else [], None
-        if given:
-            known, missing = edits.beginning(model, given, told, r.strength)
+        originals, known = [r.originals[i // r.n] for i in rows] if r.originals else [], None
+        if originals:
+            known, missing = edits.beginning(model, originals, told, r.strength)
             denoise = denoise if missing is None else inpainting(denoise, known, missing, noise)
-        x = start(noise, parameterization, sigmas, full=not given, x0=known)
+        x = start(noise, parameterization, sigmas, full=not originals, x0=known)
         for step in _walk(model, denoise, x, sigmas, seeds, r):
-            images = decoded(model, step.denoised, told, given)[: len(here)] if step.index == r.steps else None
+            images = decoded(model, step.denoised, told, originals)[: len(here)] if step.index == r.steps else None
             k = len(here)
             yield Progress(here, step.index, r.steps, step.x[:k], step.denoised[:k], step.sigma, images)
 
@@ -142,15 +142,17 @@ def nest(
     return conds, [weight for _, weight in steps[1:]]
 
 
-def decoded(model: LatentModel, latents: Tensor, told: Mapping[str, Tensor], given: Sequence[Given] = ()) -> np.ndarray:
-    """Latents to pictures (B, H, W, C); what of them was given or told ("masked") is there as it was."""
+def decoded(
+    model: LatentModel, latents: Tensor, told: Mapping[str, Tensor], originals: Sequence[Original] = ()
+) -> np.ndarray:
+    """Latents to pictures (B, H, W, C); what is known of them, by the originals or told ("masked"), is there as it
+    was."""
     images = model.decode(latents, told)
     if "masked" in told:
         known, missing = told["masked"][:, :-1], told["masked"][:, -1:]
-        return edits.pasted(
-            images, to_uint(known, bits=model.facts.bits), missing.permute(0, 2, 3, 1).cpu().ceil().numpy()
-        )
-    return edits.completed(images, given) if given else images
+        hole = missing.permute(0, 2, 3, 1).cpu().ceil().numpy()
+        images = edits.pasted(images, to_uint(known, bits=model.facts.bits), hole)
+    return edits.completed(images, originals) if originals else images
 
 
 def _walk(
@@ -228,9 +230,19 @@ def edit(
     if mask is not None and mask.ndim != 2 and len(mask) != len(images):
         raise RequestError(f"{len(mask)} masks for {len(images)} pictures; possible: one (H, W), or as many (P, H, W)")
     masks = [mask] * len(images) if mask is None or mask.ndim == 2 else mask
-    given = [Given(image, missing) for image, missing in zip(images, masks, strict=True)]
-    asked = {"positions": positions, "captions": captions, "others": others, "given": given, "strength": strength}
-    settings = {"repeats": repeats, "n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+    if not len(images):
+        raise RequestError("there are no pictures to edit; possible: one or more, (P, H, W, C)")
+    originals = [Original(image, missing) for image, missing in zip(images, masks, strict=True)]
+    asked = {"positions": positions, "captions": captions, "others": others, "originals": originals}
+    settings = {
+        "strength": strength,
+        "repeats": repeats,
+        "n": n,
+        "seed": seed,
+        "steps": steps,
+        "sampler": sampler,
+        "guidance": guidance,
+    }
     return collect(model, request(model, classes, **asked, **settings), progress)  # type: ignore[arg-type]
 
 
@@ -254,6 +266,7 @@ def process(model: LatentModel, r: Request, frames: int = 30) -> tuple[list[np.n
     """
     noisy, predicted = [], []
     told = {name: values[: min(r.count, r.batch)] for name, values in told_of(model, r).items()}
+    originals = [r.originals[i // r.n] for i in range(min(r.count, r.batch))] if r.originals else []
     every = max(1, r.steps // frames)
     for state in generate(model, r):
         if state.step % every == 0 or state.step in (1, state.steps):
@@ -262,7 +275,8 @@ def process(model: LatentModel, r: Request, frames: int = 30) -> tuple[list[np.n
                 sigma = torch.tensor([state.sigma], device=x.device)
                 x = x * model.diffusion.denoiser.parameterization(sigma).in_.to(x.dtype)
             noisy.append(model.decode(x, told))
-            predicted.append(model.decode(state.denoised, told))
-        if state.step == state.steps:
+            predicted.append(decoded(model, state.denoised, told, originals))
+        if state.images is not None:
+            noisy[-1] = predicted[-1] = state.images
             break
     return noisy, predicted

@@ -90,7 +90,7 @@ def test_an_evaluation_of_before_has_its_table_its_chart_and_no_more(tmp_path: P
     assert "This extractor can tell the class of 92 % of pictures" in table.note
     assert "With: precision (k = 3)." in table.note
     assert "A held-out picture costs the prior 3.5 ± 0.1 bits/dim (128 pictures; an upper bound)." in table.note
-    for training, told in ((3.4, "3.4 ± 0.1."), (3.0, "3 ± 0.1: it has begun to learn those by heart.")):
+    for training, told in ((3.4, "3.4 ± 0.1."), (3.0, "3 ± 0.1: more than chance apart, it knows those better.")):
         result["facts"]["likelihood of training pictures"] = result["facts"]["likelihood"] | {"value": training}
         (tmp_path / "evaluation.json").write_text(json.dumps(result))
         table, _ = (block for block in section.blocks(tmp_path) if isinstance(block, page.Table))

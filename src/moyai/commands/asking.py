@@ -8,17 +8,19 @@ from whether there is a mask.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from moyai.conditioning.conditioner import OTHERS
 from moyai.conditioning.spatial import FROM_PICTURES, in_range, masked
-from moyai.data.decode import Target, UnreadablePicture, decode, inspect
+from moyai.data.decode import Target, UnreadablePicture, changes, decode, inspect, quiet
 from moyai.data.masks import values_of
-from moyai.edits import Given
+from moyai.edits import Original
 from moyai.errors import RequestError
 from moyai.model import LatentModel
 from moyai.requests import Request
@@ -61,19 +63,21 @@ def others(
     return found
 
 
-def given(model: LatentModel, paths: Sequence[Path], mask: Path | None, warn: Callable[[str], None]) -> list[Given]:
+def originals(
+    model: LatentModel, paths: Sequence[Path], mask: Path | None, warn: Callable[[str], None]
+) -> list[Original]:
     """The pictures that an edit begins with, each with what the mask says is missing (white). RequestError names the
-    file that cannot be used; `warn` is told of those that were brought to the model's size."""
+    file that cannot be used; `warn` is told of what was done to a picture to make it one of the model's."""
     channels, height, width = model.codec.image_shape
-    resize = model.recipe.data.resize
+    target = Target(height, width, channels, model.facts.bits, model.recipe.data.resize)
     _check_mask(paths, mask)
-    missing = None if mask is None else _picture(mask, Target(height, width, 1, 8, resize))[0]
+    missing = None if mask is None else _mask(mask, target)
     found = []
     for path in paths:
-        if (size := _size(path)) != (height, width):
-            warn(f"{path} is {size[0]} x {size[1]}, brought to {height} x {width} by {resize!r} as the data were")
-        image = _picture(path, Target(height, width, channels, model.facts.bits, resize))
-        found.append(Given(np.ascontiguousarray(image.transpose(1, 2, 0)), missing))
+        for words in changes(_read(path, "a picture", inspect), target):
+            warn(f"{path}: {words}")
+        image = _picture(path, target)
+        found.append(Original(np.ascontiguousarray(image.transpose(1, 2, 0)), missing, path.stem))
     return found
 
 
@@ -162,7 +166,7 @@ def _with_holes(model: LatentModel, paths: Sequence[Path], mask: Path) -> list[n
     channels, height, width = model.codec.image_shape
     resize = model.recipe.data.resize
     _check_mask(paths, mask)
-    missing = torch.from_numpy(_picture(mask, Target(height, width, 1, 8, resize)) > 127).float()[None]
+    missing = torch.from_numpy(_mask(mask, Target(height, width, 1, 8, resize)) > 127).float()[None, None]
     images = [_picture(path, Target(height, width, channels, model.facts.bits, resize)) for path in paths]
     return [masked(in_range(torch.from_numpy(one))[None], missing)[0].numpy() for one in images]
 
@@ -179,10 +183,17 @@ def _picture(path: Path, target: Target) -> np.ndarray:
     return _read(path, "a picture", lambda data: decode(data, target)[0])
 
 
+def _mask(path: Path, target: Target) -> np.ndarray:
+    """(H, W) uint8, each pixel the mean of what it covers: what is black there stays black beside an edge."""
+    grey = replace(target, channels=1, bits=8)
+    return _read(path, "a picture", lambda data: decode(data, grey, Image.Resampling.BOX)[0])[0]
+
+
 def _read(path: Path, what: str, use: Callable[[bytes], Made]) -> Made:
     """What is made of a file's bytes. RequestError where it cannot be."""
     try:
-        return use(path.read_bytes())
+        with quiet():
+            return use(path.read_bytes())
     except (OSError, UnreadablePicture) as error:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{path} cannot be read as {what}: {reason}") from error

@@ -189,7 +189,9 @@ def _likelihood(model: LatentModel, data: Halves, reporter: Reporter) -> dict[st
     found = {}
     try:
         for name, images in (("likelihood", data.held_out), ("likelihood of training pictures", data.train)):
-            counted = functools.partial(reporter.progress, name)
+            counted = functools.partial(
+                reporter.progress, f"{name} of held-out pictures" if name == "likelihood" else name
+            )
             found[name] = asdict(heldout.rate(model, images, counted, min(heldout.PICTURES, data.held_out.count)))
     except (ConfigError, RequestError):  # no table, or pixels of other than 8 bits
         pass

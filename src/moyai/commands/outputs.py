@@ -1,6 +1,6 @@
 """Where sampled pictures go: a grid, a folder of PNGs, or arrays; each picture with the recipe that made it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,15 @@ from moyai.files import write_arrays_atomic
 from moyai.model import LatentModel
 
 
-def check(out: Path, gif: Path | None) -> None:
-    """Refuse, before anything is computed, an output that could not be written."""
+def check(out: Path, gif: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before anything is computed, an output that could not be written, or that is one of the inputs."""
     if out.suffix.lower() not in ("", ".png", ".npz"):
         raise RequestError(f"--out {out} is no .png, .npz or folder; possible: grid.png, samples.npz, samples/")
     if gif is not None and gif.suffix.lower() != ".gif":
         raise RequestError(f"--gif {gif} does not end in .gif")
     for path in (out, gif):
+        if path is not None and path.is_file() and any(one.is_file() and one.samefile(path) for one in inputs):
+            raise RequestError(f"{path} is one of the pictures to begin with; possible: another name to write to")
         if path is not None:
             folder = path if not path.suffix else path.parent
             try:
@@ -43,8 +45,8 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
     elif out.suffix.lower() == ".png":
         names = tasks.row_names(model, request)
         columns = request.n if names else None
-        if request.given:  # each row behind what it began with
-            began = np.stack([one.shown() for one in request.given])[:, None]
+        if request.originals:  # each row behind what it began with
+            began = np.stack([one.shown() for one in request.originals])[:, None]
             drawn = images.reshape(request.rows, request.n, *images.shape[1:])
             images, columns = np.concatenate([began, drawn], axis=1).reshape(-1, *images.shape[1:]), request.n + 1
         sheet = pictures.grid(images, columns=columns, row_labels=names)
@@ -54,7 +56,8 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
             recipe = tasks.picture_recipe(model, request, i)
             values = [asked[0] for asked in recipe["asked"].values() if type(asked[0]) in (str, float)]
             told = [_safe(value)[:40] if isinstance(value, str) else f"{value:.3f}" for value in values]
-            name = "-".join([f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told])
+            begun = [_safe(request.originals[i // request.n].name)[-40:]] if request.originals else []
+            name = "-".join([*begun, f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told])
             pictures.save_png(out / f"{name}.png", image, recipe)
     yield f"{request.count} pictures in {out}"
     if gif is not None:

@@ -27,7 +27,7 @@ from moyai.commands import outputs, sidebyside
 from moyai.commands.sidebyside import Values, judge, overlap
 from moyai.console import Reporter
 from moyai.data.brain import position_in
-from moyai.data.decode import MAX_BYTES, Seen, Target, UnreadablePicture, decode, inspect, quiet
+from moyai.data.decode import KINDS, MAX_BYTES, Seen, Target, UnreadablePicture, changes, decode, inspect, quiet
 from moyai.data.images import BadFile
 from moyai.data.listing import Entry, contents, listing
 from moyai.errors import DataError, RequestError
@@ -41,7 +41,6 @@ from moyai.recipe.resolve import DataFacts
 
 TILE = 512
 POSSIBLE = "pictures, folders of pictures, .zip files of pictures"
-KINDS = {1: "grey", 3: "RGB", 4: "RGBA"}
 LABEL = 40  # the table's first column is no wider
 
 
@@ -251,16 +250,9 @@ def _head(subject: Subject, found: Sequence[Found], others: int, options: Option
 
 def _notes(subject: Subject, found: Sequence[Found], others: int) -> dict[str, int]:
     """What was done that a person may want to know of, counted, as the folder source does."""
-    channels, notes = subject.facts.channels, Counter[str]()
+    notes = Counter[str]()
     for one in found:
-        seen, to = one.seen, one.target
-        notes[f"brought from another size by {to.resize!r}"] += (seen.height, seen.width) != (to.height, to.width)
-        notes["colour: turned to grey"] += seen.colour and channels == 1
-        notes[f"grey: repeated in {KINDS[channels]}"] += not seen.colour and channels > 1
-        notes["without transparency: made opaque"] += not seen.transparent and channels == 4
-        notes["transparent: laid over black"] += seen.transparent and channels != 4
-        notes["16-bit colour: 8 bits are kept"] += seen.narrowed
-        notes["several pictures in the file: the first is used"] += seen.several
+        notes.update(changes(one.seen, one.target))
         notes["told the position"] += one.position is not None
     notes["not a picture by its name: left out"] = others
     return {what: count for what, count in notes.items() if count}

@@ -31,17 +31,17 @@ class Options:
     number: Sequence[str] | None = None
     map: Sequence[Path] | None = None
     picture: Sequence[str] | None = None
-    mask: Path | None = None  # of --picture; of what an edit begins with
-    given: Sequence[Path] = ()  # what an edit begins with
+    mask: Path | None = None  # of the originals, where there are any; else of `picture`
+    originals: Sequence[Path] = ()  # what an edit begins with
     strength: float | None = None
     repeats: int | None = None
     device: torch.device | str = "cpu"
 
 
 def sample(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Draw of the run at `path`, or edit the pictures given, write, and yield a line for each thing written. settings:
+    """Draw of the run at `path`, or edit the originals, write, and yield a line for each thing written. settings:
     as `tasks.request` takes."""
-    outputs.check(options.out, options.gif)
+    outputs.check(options.out, options.gif, [*options.originals, *([options.mask] if options.mask else [])])
     _check_like(options, settings)
     model = load(path, device=options.device, warn=reporter.warn)
     request = _request(model, reporter, options, settings)
@@ -64,15 +64,15 @@ def _check_like(o: Options, settings: Mapping[str, Any]) -> None:
 
 
 def _request(model: LatentModel, reporter: Reporter, o: Options, settings: Mapping[str, Any]) -> tasks.Request:
-    given = asking.given(model, o.given, o.mask, reporter.warn) if o.given else []
-    mask = None if o.given else o.mask
+    originals = asking.originals(model, o.originals, o.mask, reporter.warn) if o.originals else []
+    mask = None if o.originals else o.mask
     if o.like is None:
         others = asking.others(model, numbers=o.number, maps=o.map, pictures=o.picture, mask=mask)
         asked: dict[str, Any] = {"positions": o.position, "captions": o.caption, "others": others}
-        edited: dict[str, Any] = {"given": given, "strength": o.strength, "repeats": o.repeats}
+        edited: dict[str, Any] = {"originals": originals, "strength": o.strength, "repeats": o.repeats}
         return tasks.request(model, o.classes, **asked, **edited, **settings)
     told = asking.others(model, maps=o.map, pictures=o.picture, mask=mask)
-    request, changes = tasks.like(model, pictures.read_recipe(o.like), told, given)
+    request, changes = tasks.like(model, pictures.read_recipe(o.like), told, originals)
     for change in changes:
         reporter.warn(f"{o.like} may not come out the same to the bit: {change}")
     return request

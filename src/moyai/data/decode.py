@@ -39,6 +39,7 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 20_000
 MAX_BYTES = 2**28
 ORIENTATION = 0x0112
+KINDS = {1: "grey", 3: "RGB", 4: "RGBA"}
 GAP = 3.0  # a picture may first be reduced by boxes to this many times the target, which the eye cannot tell
 
 Resize = Literal["crop", "pad", "stretch"]
@@ -118,7 +119,25 @@ def inspect(data: bytes) -> Seen:
         return seen
 
 
-def decode(data: bytes, target: Target) -> tuple[np.ndarray, bool]:
+def changes(seen: Seen, to: Target) -> list[str]:
+    """What is done to a picture that a person may want to know of, a few words each."""
+    channels = to.channels
+    told = {
+        f"brought from another size by {to.resize!r}": (seen.height, seen.width) != (to.height, to.width),
+        "colour: turned to grey": seen.colour and channels == 1,
+        f"grey: repeated in {KINDS[channels]}": not seen.colour and channels > 1,
+        "without transparency: made opaque": not seen.transparent and channels == 4,
+        "transparent: laid over black": seen.transparent and channels != 4,
+        "more than 8 bits: 8 are kept": seen.deep and to.bits == 8,
+        "16-bit colour: 8 bits are kept": seen.narrowed,
+        "several pictures in the file: the first is used": seen.several,
+    }
+    return [words for words, happened in told.items() if happened]
+
+
+def decode(
+    data: bytes, target: Target, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> tuple[np.ndarray, bool]:
     """A picture as (C, H, W) uint8 or uint16, and whether it had a colour profile that could not be read."""
     with _refusing(data):
         image = _open(data)
@@ -126,11 +145,11 @@ def decode(data: bytes, target: Target) -> tuple[np.ndarray, bool]:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            return _deep(image, target), False
+            return _deep(image, target, resample), False
         plain, unread = _plain(image)
         if plain.mode == "RGBA" and target.channels != 4:
             plain = Image.alpha_composite(Image.new("RGBA", plain.size, (0, 0, 0, 255)), plain).convert("RGB")
-        fitted = fit(plain, target).convert({1: "L", 3: "RGB", 4: "RGBA"}[target.channels])
+        fitted = fit(plain, target, resample).convert({1: "L", 3: "RGB", 4: "RGBA"}[target.channels])
         pixels = np.asarray(fitted).reshape(target.height, target.width, target.channels)
         pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (C, H, W)
         return (pixels if target.bits == 8 else pixels.astype(np.uint16) * 257), unread
@@ -142,18 +161,19 @@ def fit(image: Image.Image, target: Target, resample: Image.Resampling = Image.R
     if (width, height) == (to_width, to_height):
         return image
     whole = (0.0, 0.0, float(width), float(height))
+    gap = None if resample == Image.Resampling.BOX else GAP  # means of means are not those of what a pixel covers
     if target.resize == "stretch":
-        return image.resize((to_width, to_height), resample, box=whole, reducing_gap=GAP)
+        return image.resize((to_width, to_height), resample, box=whole, reducing_gap=gap)
     if target.resize == "crop":
         scale = max(to_width / width, to_height / height)
         kept_width, kept_height = min(width, to_width / scale), min(height, to_height / scale)
         # Whole pixels from the edge: where nothing is scaled, nothing is interpolated.
         left, top = int(width - kept_width) // 2, int(height - kept_height) // 2
         box = (left, top, left + kept_width, top + kept_height)
-        return image.resize((to_width, to_height), resample, box=box, reducing_gap=GAP)
+        return image.resize((to_width, to_height), resample, box=box, reducing_gap=gap)
     scale = min(to_width / width, to_height / height)
     size = (max(1, min(to_width, round(width * scale))), max(1, min(to_height, round(height * scale))))
-    inner = image.resize(size, resample, box=whole, reducing_gap=GAP)
+    inner = image.resize(size, resample, box=whole, reducing_gap=gap)
     canvas = Image.new(image.mode, (to_width, to_height))  # black; fully transparent in RGBA
     canvas.paste(inner, ((to_width - size[0]) // 2, (to_height - size[1]) // 2))
     return canvas
@@ -272,11 +292,11 @@ def _levels(image: Image.Image) -> np.ndarray:
     return values.astype(np.uint16)
 
 
-def _deep(image: Image.Image, target: Target) -> np.ndarray:
+def _deep(image: Image.Image, target: Target, resample: Image.Resampling) -> np.ndarray:
     """(C, H, W) uint16. Resized in float: Pillow's conversions of 16-bit grey clip at 255."""
     levels = _levels(image)
     if image.size != (target.width, target.height):
-        fitted = fit(Image.fromarray(levels.astype(np.float32)), target)
+        fitted = fit(Image.fromarray(levels.astype(np.float32)), target, resample)
         levels = np.rint(np.clip(np.asarray(fitted), 0, 65535)).astype(np.uint16)
     pixels = to_channels(levels[None, None], target.channels)[0]
     # A set that was measured as 8-bit holds no 16-bit picture, unless the file changed in between.

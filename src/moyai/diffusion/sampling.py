@@ -190,8 +190,8 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def repeated(sampler: Sampler, times: int, fresh: Noise) -> Sampler:
-    """Each step walked `times` times, in between back up with fresh noise (RePaint, Lugmayr et al. 2022,
-    arXiv:2201.09865, algorithm 1):
+    """Each step walked `times` times, in between back up with fresh noise (the way back of RePaint, Lugmayr et al.
+    2022, arXiv:2201.09865, algorithm 1):
 
         x_s = x_t + sqrt(s^2 - t^2) noise
 

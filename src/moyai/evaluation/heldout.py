@@ -40,25 +40,25 @@ class Rate:
 
 
 @torch.no_grad()
-def rate(model: LatentModel, held_out: ImageSet, progress: Progress | None = None, count: int = PICTURES) -> Rate:
-    """Of at most `count` held-out pictures, evenly chosen. progress(done, total) counts forwards.
+def rate(model: LatentModel, images: ImageSet, progress: Progress | None = None, count: int = PICTURES) -> Rate:
+    """Of at most `count` of the pictures, evenly chosen. progress(done, total) counts forwards.
 
     Raises ConfigError where it is not defined (a diffusion prior without a table), RequestError for pixels of other
     than 8 bits and for fewer than two pictures.
     """
     prior = model.prior
-    rows = np.linspace(0, held_out.count - 1, min(count, held_out.count)).astype(np.int64)
+    rows = np.linspace(0, images.count - 1, min(count, images.count)).astype(np.int64)
     draw = Draw(0, 0, len(rows), stage="held out", device=model.device)
     if isinstance(prior, CodePrior):
-        return _of_codes(model, prior, held_out, rows, draw, progress)
+        return _of_codes(model, prior, images, rows, draw, progress)
     parts = [
-        model.codec.latents(_stored(model, held_out, rows[some]), draw.rows(some.start, some.stop))
+        model.codec.latents(_stored(model, images, rows[some]), draw.rows(some.start, some.stop))
         for some in _batches(model, len(rows))
     ]
     found = likelihood(
         prior,
         torch.cat(parts),
-        _cond(model, held_out, rows, draw),
+        _cond(model, images, rows, draw),
         draw,
         bits=model.facts.bits,
         batch=model.recipe.sampling.batch,

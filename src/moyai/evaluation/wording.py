@@ -80,7 +80,8 @@ def cost(facts: Mapping[str, Any]) -> str:
         return told
     told = f"{told}, a training picture {training['value']:.4g} ± {training['error']:.2g}"
     more, chance = rate["value"] - training["value"], 2 * math.hypot(rate["error"], training["error"])
-    return f"{told}: it has begun to learn those by heart" if more > chance else told
+    # Pictures of a group are alike, and the errors take them for independent.
+    return f"{told}: more than chance apart, it knows those better" if more > chance and not grouped(facts) else told
 
 
 def grouped(facts: Mapping[str, Any]) -> str:

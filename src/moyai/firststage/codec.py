@@ -21,7 +21,7 @@ et al. 2020) the latents are the pixels as they are.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class Codec(Protocol):
 
     def decode(self, latents: Tensor, fields: Fields | None = None) -> Tensor:
         """Normalised latents to pictures (B, C, H, W) in [-1, 1]."""
+
+    def needed(self) -> tuple[str, ...]:
+        """The fields that it has to be told: training never left them out."""
 
     def shape(self) -> tuple[int, int, int]:
         """(c, h, w) of the latents of one picture."""
@@ -160,6 +163,10 @@ class LatentCodec(nn.Module):
     def normalised(self, z: Tensor) -> Tensor:
         return (z - self._column(self.mean)) / self._column(self.std)
 
+    def needed(self) -> tuple[str, ...]:
+        conditioner: Any = self.autoencoder.conditioner
+        return () if conditioner is None else tuple(conditioner.needed())
+
     def shape(self) -> tuple[int, int, int]:
         f = self.autoencoder.factor
         return self.autoencoder.channels, -(-self.image_shape[1] // f), -(-self.image_shape[2] // f)
@@ -221,6 +228,9 @@ class PixelCodec(nn.Module):
 
     def decode(self, latents: Tensor, fields: Fields | None = None) -> Tensor:
         return latents.float().clamp(-1, 1)
+
+    def needed(self) -> tuple[str, ...]:
+        return ()
 
     def shape(self) -> tuple[int, int, int]:
         return self.image_shape
