@@ -13,10 +13,12 @@ from training.test_resume import image_set
 
 
 def test_as_many_as_the_steps_come_to_and_enough_for_the_statistics() -> None:
-    assert wanted(100, 64, 5_000) == 5_000
-    assert wanted(100, 64, 60_000) == encoding.FEWEST
-    assert wanted(400, 64, 60_000) == 25_600
-    assert wanted(4_000, 64, 60_000) == 60_000
+    assert wanted(100, 64, 5_000, flips=False) == 5_000
+    assert wanted(100, 64, 60_000, flips=False) == encoding.FEWEST
+    assert wanted(400, 64, 60_000, flips=False) == 25_600
+    assert wanted(4_000, 64, 60_000, flips=False) == 60_000
+    assert wanted(400, 64, 60_000, flips=True) == 12_800  # each is there twice
+    assert wanted(4_000, 64, 60_000, flips=True) == 60_000
 
 
 def test_the_rows_are_a_function_of_the_seed_and_the_count(monkeypatch: pytest.MonkeyPatch) -> None:

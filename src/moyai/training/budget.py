@@ -125,10 +125,11 @@ def plan(
     Only pictures that the prior will see are encoded, and what is not encoded leaves time for steps, which see more.
     """
     batch = recipe.prior.train.batch
-    few, many = wanted(0, batch, train), train  # the more are paid for, the fewer the prior has steps for
+    few, many = wanted(0, batch, train, flips=flips), train  # the more are paid for, the fewer the prior has steps for
     while many - few > 1:
         middle = (few + many) // 2
-        seen = wanted(_split(recipe, costs, middle, held_out, flips, elapsed, forwards).prior, batch, train)
+        steps = _split(recipe, costs, middle, held_out, flips, elapsed, forwards).prior
+        seen = wanted(steps, batch, train, flips=flips)
         few, many = (middle, many) if seen > middle else (few, middle)
     return _split(recipe, costs, many, held_out, flips, elapsed, forwards)
 

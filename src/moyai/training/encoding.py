@@ -1,6 +1,7 @@
 """The latents stage: every picture the prior will see encoded once, and the statistics of the latents measured.
 
-A prior whose steps do not come to all training pictures is given as many as they come to, chosen at random.
+A prior whose steps do not come to all training pictures is given as many as they come to, chosen at random; where
+pictures are mirrored, half as many, each both ways.
 
 The statistics are the prior's coordinates. Once a prior was begun in them they stay as they are, also where the data
 have changed since; until then they are measured anew. Both halves of the data are sealed last, each with the codec and
@@ -28,15 +29,16 @@ from moyai.training.record import Record
 FEWEST = 10_000  # training pictures that are encoded in any case: the statistics are theirs
 
 
-def wanted(steps: int, batch: int, count: int) -> int:
-    """How many of `count` training pictures a prior of so many steps is given."""
-    return min(count, max(FEWEST, steps * batch))
+def wanted(steps: int, batch: int, count: int, *, flips: bool) -> int:
+    """How many of `count` training pictures a prior of so many steps is given; with flips each is two."""
+    seen = steps * batch
+    return min(count, max(FEWEST, -(-seen // 2) if flips else seen))
 
 
 def halves_of_the_prior(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> dict[str, ImageSet]:
     """The pictures that are encoded, "train" and "held-out": no more than the prior is trained and validated on."""
     config = recipe.prior.train
-    count = wanted(config.steps or 0, config.batch, train.count)
+    count = wanted(config.steps or 0, config.batch, train.count, flips=recipe.data.flip)
     if count < train.count:
         train = train.subset(np.sort(permutation(recipe.seed, "prior pictures", 0, train.count)[:count]))
     if held_out.count > VALIDATION:
