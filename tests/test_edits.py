@@ -12,11 +12,15 @@ from PIL import Image
 import moyai
 import tiny
 from moyai import edits, pictures, tasks
+from moyai.build.conditions import build_conditioner
+from moyai.build.firststage import build_autoencoder, build_codec
+from moyai.build.prior import build_prior
 from moyai.commands import asking, outputs
 from moyai.edits import Original
 from moyai.errors import RequestError
 from moyai.model import LatentModel
 from moyai.priors.codes import CodePrior
+from moyai.recipe.resolve import DataFacts, resolve
 
 SIDE = tiny.SIDE
 
@@ -125,6 +129,39 @@ def test_the_way_there_ends_in_the_result(model: LatentModel) -> None:
     noisy, predicted = tasks.process(model, r)
     assert np.array_equal(noisy[-1], predicted[-1])
     assert np.array_equal(predicted[-1], tasks.collect(model, r))
+
+
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "not square": ({}, {"width": 16}),
+    "four channels": ({}, {"channels": 4}),
+    "16 bits": ({}, {"bits": 16}),
+    "pixels": ({"codec": {"kind": "pixels"}}, {}),
+    "a first stage that is told": ({"first_stage.conditions": {"class": {"kind": "class", "width": 8}}}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_keeps_what_is_known(kind: str) -> None:
+    changes, known = KINDS[kind]
+    size = {"channels": 1, "height": SIDE, "width": SIDE, "bits": 8} | known
+    facts = DataFacts(count=60, classes=tiny.CLASSES, fields=("class",), **size)
+    recipe = resolve(tiny.recipe(Path("data"), {**changes, "sampling": {"batch": 4}}), facts)
+    first = None if "codec" in changes else build_autoencoder(recipe, facts)
+    codec, told = build_codec(recipe, facts, first), build_conditioner(recipe, facts)
+    model = LatentModel(codec, told, build_prior(recipe, told, codec.shape()), recipe, facts)
+    dtype = np.dtype(np.uint16 if facts.bits > 8 else np.uint8)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, np.iinfo(dtype).max, (facts.height, facts.width, facts.channels), dtype, endpoint=True)
+    mask = np.zeros((facts.height, facts.width), np.uint8)
+    mask[: facts.height // 2] = 255
+    begun = [Original(image, mask)]
+    drawings = drawn(model, begun, ["ring"], n=2, steps=3, repeats=2)
+    assert (drawings.dtype, drawings.shape[1:]) == (dtype, image.shape)
+    assert (drawings[:, facts.height // 2 :] == image[facts.height // 2 :]).all()
+    assert (drawings[:, : facts.height // 2] != image[: facts.height // 2]).mean() > 0.5
+    assert begun[0].shown()[0, 0, 0] == np.iinfo(dtype).max // 2
+    changed = drawn(model, [Original(image)], n=2, steps=3, strength=1e-4)
+    assert np.abs(changed - model.decode(model.encode(image[None])).astype(float)).max() <= np.iinfo(dtype).max / 100
 
 
 def test_at_full_strength_nothing_of_the_hole_is_looked_at(model: LatentModel) -> None:
