@@ -23,7 +23,7 @@ def model(*fields: str, examples: dict[str, Any] | None = None, needed: tuple[st
         fields=fields,
         classes=("cat", "dog") if "class" in fields else (),
         facts=SimpleNamespace(regions=("sky", "sea", "land"), classes=("cat", "dog")),
-        codec=SimpleNamespace(image_shape=(1, 4, 6)),
+        codec=SimpleNamespace(image_shape=(1, 4, 6), needed=lambda: ()),
         examples=examples or {},
         conditioner=SimpleNamespace(needed=lambda: needed),
         digest="0",

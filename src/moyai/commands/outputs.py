@@ -18,7 +18,7 @@ def check(out: Path, gif: Path | None, inputs: Sequence[Path] = ()) -> None:
     if gif is not None and gif.suffix.lower() != ".gif":
         raise RequestError(f"--gif {gif} does not end in .gif")
     for path in (out, gif):
-        if path is not None and path.is_file() and any(one.is_file() and one.samefile(path) for one in inputs):
+        if path is not None and any(_same(path, one) for one in inputs):
             raise RequestError(f"{path} is one of the pictures to begin with; possible: another name to write to")
         if path is not None:
             folder = path if not path.suffix else path.parent
@@ -26,6 +26,14 @@ def check(out: Path, gif: Path | None, inputs: Sequence[Path] = ()) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another place") from error
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether both are one file; False where one is none."""
+    try:
+        return path.is_file() and path.samefile(other)
+    except OSError:
+        return False
 
 
 def check_json(path: Path, example: str) -> None:
