@@ -27,12 +27,7 @@ SIDE = tiny.SIDE
 
 @pytest.fixture(scope="module")
 def model(finished_run: Path) -> LatentModel:
-    """A model whose network has an opinion."""
-    made = moyai.load(finished_run / "run")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in made.prior.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return made
+    return tiny.opinionated(finished_run / "run")
 
 
 def given(count: int = 1, missing: np.ndarray | None = None) -> list[Original]:

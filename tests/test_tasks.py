@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import moyai
+import tiny
 from moyai import pictures, tasks
 from moyai.commands import outputs
 from moyai.errors import RequestError
@@ -18,12 +19,7 @@ from tiny import CLASSES
 
 @pytest.fixture(scope="module")
 def model(finished_run: Path) -> LatentModel:
-    """A model whose network has an opinion: twelve steps of training alone leave it close to zero."""
-    made = moyai.load(finished_run / "run")
-    generator = torch.Generator().manual_seed(0)
-    for parameter in made.prior.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return made
+    return tiny.opinionated(finished_run / "run")
 
 
 def drawn(model: LatentModel, classes: list[str | int] | None = None, **settings: Any) -> np.ndarray:

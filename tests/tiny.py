@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch._dynamo  # noqa: F401 - what a child would import otherwise: optimisers need it
+import torch._dynamo
 from PIL import Image
 
 from moyai import cli, log
-from moyai.checkpoints import native
+from moyai.checkpoints import models, native
 from moyai.evaluation.keeping import Trained
 from moyai.evaluation.networks import OwnExtractor
 from moyai.files import canonical_json
+from moyai.model import LatentModel
 from moyai.pictures import read_recipe as read_recipe
 from moyai.recipe import reading
 from moyai.recipe.model import Recipe
@@ -107,6 +108,15 @@ def recipe_file(path: Path, root: Path, changes: Mapping[str, Any] | None = None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(reading.to_json(recipe(root, changes)), encoding="utf-8")
     return path
+
+
+def opinionated(run: Path) -> LatentModel:
+    """A run's model whose network has an opinion: twelve steps of training alone leave it close to zero."""
+    made = models.load(run)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.prior.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return made
 
 
 # Children --------------------------------------------------------------------------------------------------------

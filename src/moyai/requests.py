@@ -114,28 +114,12 @@ def request(
 
     Raises RequestError naming what was given and what is possible.
     """
-    values, fixed = _settings(model)
-    usual = values["guidance"]
-    for name, value in settings.items():
-        if name not in (*SETTINGS, "n", "seed"):
-            raise RequestError(f"{name} is no setting of a request; {choices(name, (*SETTINGS, 'n', 'seed'))}")
-        if value is not None and name in fixed and value != fixed[name]:
-            raise RequestError(f"{name} {value} is nothing that this model's prior knows; it is {fixed[name]}")
-        if value is not None:
-            values[name] = value
+    usual = _settings(model)[0]["guidance"]
+    values = _given(model, settings)
     if rows is None:
         told: dict[str, Sequence[Any] | None] = {"class": classes, "position": positions, "caption": captions}
         wanted = {name: list(each) for name, each in (told | dict(others or {})).items() if each}
-        if originals:
-            rows = _combined({name: _checked(model, name, each) for name, each in wanted.items()})
-            each_row = len(next(iter(rows.values()), (None,)))
-            rows = {name: [*values] * len(originals) for name, values in rows.items()}
-            originals = [one for one in originals for _ in range(each_row)]
-        elif wanted or not model.examples or _simple(model):
-            wanted = {name: _checked(model, name, each) for name, each in wanted.items()}
-            rows = _combined(_completed(model, wanted))
-        else:
-            rows = {name: list(each) for name, each in model.examples.items()}
+        rows, originals = _laid_out(model, wanted, originals)
     if len({len(each) for each in (*rows.values(), *([originals] if originals else []))}) > 1:
         raise RequestError("the rows of a request need a value for each field they name")
     asked = {name: tuple(_checked(model, name, each)) for name, each in rows.items()}
@@ -154,6 +138,36 @@ def request(
     if originals and settings.get("batch") is None:  # few, as a rule, and dear: no forward is larger than all of them
         made = replace(made, batch=min(made.batch, made.count))
     return made if by_condition is None else replace(made, guidance=model.conditioner.weights(by_condition, usual))
+
+
+def _given(model: LatentModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's settings with those that are given laid over them."""
+    values, fixed = _settings(model)
+    for name, value in settings.items():
+        if name not in (*SETTINGS, "n", "seed"):
+            raise RequestError(f"{name} is no setting of a request; {choices(name, (*SETTINGS, 'n', 'seed'))}")
+        if value is not None and name in fixed and value != fixed[name]:
+            raise RequestError(f"{name} {value} is nothing that this model's prior knows; it is {fixed[name]}")
+        if value is not None:
+            values[name] = value
+    return values
+
+
+def _laid_out(
+    model: LatentModel, wanted: Mapping[str, list[Any]], originals: Sequence[Original]
+) -> tuple[Rows, Sequence[Original]]:
+    """What is wanted as rows, each value with each and each of the originals, and the original of each row."""
+    if not (wanted or originals or _simple(model)) and model.examples:
+        return {name: list(each) for name, each in model.examples.items()}, ()
+    known = {name: _checked(model, name, each) for name, each in wanted.items()}
+    if not originals:
+        return _combined(_completed(model, known)), ()
+    rows = _combined(known)
+    each_row = len(next(iter(rows.values()), (None,)))
+    return (
+        {name: [*values] * len(originals) for name, values in rows.items()},
+        [one for one in originals for _ in range(each_row)],
+    )
 
 
 def _settings(model: LatentModel) -> tuple[dict[str, Any], dict[str, Any]]:

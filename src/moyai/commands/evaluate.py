@@ -186,16 +186,16 @@ def _first_stage(
 def _likelihood(model: LatentModel, data: Halves, reporter: Reporter) -> dict[str, Any]:
     """What held-out pictures and, beside them, as many training pictures cost the prior, by the fact's name; nothing
     where its likelihood is not defined."""
-    found = {}
+
+    def cost(images: ImageSet, whose: str) -> dict[str, Any]:
+        counted = functools.partial(reporter.progress, f"likelihood of {whose} pictures")
+        return asdict(heldout.rate(model, images, counted, min(heldout.PICTURES, data.held_out.count)))
+
     try:
-        for name, images in (("likelihood", data.held_out), ("likelihood of training pictures", data.train)):
-            counted = functools.partial(
-                reporter.progress, f"{name} of held-out pictures" if name == "likelihood" else name
-            )
-            found[name] = asdict(heldout.rate(model, images, counted, min(heldout.PICTURES, data.held_out.count)))
+        held_out = cost(data.held_out, "held-out")
+        return {"likelihood": held_out, "likelihood of training pictures": cost(data.train, "training")}
     except (ConfigError, RequestError):  # no table, or pixels of other than 8 bits
-        pass
-    return found
+        return {}
 
 
 def _pictures(path: Path, chosen: Choice, reporter: Reporter, options: Options) -> Assessment:
