@@ -5,14 +5,17 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
 from moyai.build import data as build_data
 from moyai.build.firststage import build_autoencoder
+from moyai.model import LatentModel
 from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts
+from moyai.requests import Request
 from moyai.training import budget
 from moyai.training.budget import Costs
 
@@ -96,6 +99,31 @@ def test_measuring_leaves_nothing_behind() -> None:
     assert min(costs.__dict__.values()) > 0
     one, two = (build_autoencoder(recipe, facts) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_sampler_is_measured_as_the_recipe_draws(guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.test_resume import image_set
+
+    seen = []
+    collect = budget.tasks.collect
+
+    def noting(model: LatentModel, request: Request) -> np.ndarray:
+        seen.append(request.guidance)
+        return collect(model, request)
+
+    monkeypatch.setattr(budget.tasks, "collect", noting)
+    facts = DataFacts(channels=1, height=8, width=8, count=30, classes=tiny.CLASSES, fields=("class",))
+    recipe = resolve.resolve(tiny.recipe(Path("x"), {"sampling.guidance": guidance}), facts)
+    budget.measure(recipe, facts, image_set(30), torch.device("cpu"), seconds=0.01)
+    assert set(seen) == {guidance}
+
+
+def test_what_takes_no_time_is_measured_in_a_few_calls() -> None:
+    """The encoding of pixels is the identity: a second of it would be a hundred thousand calls."""
+    calls: list[int] = []
+    budget._median_seconds(lambda: calls.append(1), torch.device("cpu"))
+    assert len(calls) == budget.CALLS
 
 
 # A whole run -----------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from moyai.training.steps import train_step
 OVERHEAD = 0.06  # of training: validation, previews, checkpoints
 MARGIN = 0.04  # of the whole budget, for what the clock of a shared machine does
 LEAST_STEPS = 20
+CALLS = 200  # that a rate is measured in, at the most
 
 
 @dataclass(frozen=True)
@@ -195,9 +196,10 @@ def _step_seconds(stage: Stage, device: torch.device, seconds: float, *, at: int
 
 
 def _median_seconds(f: Callable[[], object], device: torch.device, *, seconds: float = 1.0) -> float:
-    """The median time of a call after two that warm up; at least three calls, about `seconds` in all."""
+    """The median time of a call after two that warm up: at least two more, about `seconds` in all, and no more than
+    CALLS, of which a second of something that takes no time (the encoding of pixels) would hold a hundred thousand."""
     times: list[float] = []
-    while len(times) < 5 or sum(times) < seconds:
+    while len(times) < 4 or (sum(times) < seconds and len(times) < CALLS):
         begin = time.perf_counter()
         f()
         if device.type == "cuda":
@@ -212,9 +214,9 @@ def _latents(codec: Any, images: ImageSet, told: Mapping[str, np.ndarray], devic
 
 
 def _sampling_seconds(model: LatentModel, device: torch.device) -> tuple[float, float]:
-    """Seconds of one forward at the recipe's batch (guided where the model is conditional), and of decoding it."""
-    settings: dict[str, Any] = {} if isinstance(model.prior, CodePrior) else {"steps": 3, "sampler": "euler"}
-    request = tasks.request(model, n=1, guidance=2.0 if model.fields else 1.0, **settings)
+    """Seconds of one forward at the recipe's batch, guided where the recipe's samples are, and of decoding it."""
+    settings: dict[str, Any] = {} if isinstance(model.prior, CodePrior) else {"steps": 2, "sampler": "euler"}
+    request = tasks.request(model, n=1, **settings)
     forward = _median_seconds(lambda: tasks.collect(model, request), device) / request.steps
     z = torch.zeros(request.batch, *model.codec.shape(), device=device)
     return forward, _median_seconds(lambda: model.decode(z), device)
