@@ -12,6 +12,7 @@ from typing import Any
 
 from results_rows import Row, points, rows
 
+from moyai.diffusion.config import METHODS
 from moyai.errors import DataError
 from moyai.files import read_json, write_atomic
 
@@ -266,7 +267,8 @@ def samplers(measured: Measured) -> str:
     lines = []
     for point in found:
         told = dict(text.removeprefix("sampling.").split("=", 1) for text in point["overrides"])
-        evaluations = 2 * int(told["steps"]) - 1 if told["sampler"] == "heun" else int(told["steps"])
+        each = METHODS[told["sampler"]].evaluations
+        evaluations = each * int(told["steps"]) - (each - 1)  # the step to 0 takes one
         eta = f" with eta {told['eta']}" if float(told["eta"]) else ""
         how = f"{told['sampler']}{eta}, {told['grid']}, {told['steps']} ({evaluations})"
         values = [_of([point], DRAWN, name, decimals=2) for name in ("fid", "class accuracy")]

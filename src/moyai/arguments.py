@@ -230,7 +230,7 @@ def _written_words(p: argparse.ArgumentParser, out: str) -> None:
 
 def _walk_words(p: argparse.ArgumentParser, whose: str = "the recipe's") -> None:
     p.add_argument("--steps", type=int, default=None, help=f"sampler steps (default: {whose})")
-    p.add_argument("--sampler", default=None, help=f"euler, heun, ... (default: {whose})")
+    p.add_argument("--sampler", default=None, help=f"euler (DDIM), dpmpp_2m, unipc, plms, ... (default: {whose})")
     p.add_argument(
         "--guidance",
         action="append",

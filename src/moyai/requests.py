@@ -15,8 +15,9 @@ import numpy as np
 from moyai import edits
 from moyai.conditioning.conditioner import class_numbers
 from moyai.conditioning.spatial import FROM_PICTURES
+from moyai.diffusion.config import NOISY
 from moyai.diffusion.grids import GRIDS
-from moyai.diffusion.sampling import SAMPLERS
+from moyai.diffusion.samplers import SAMPLERS
 from moyai.edits import Original
 from moyai.errors import RequestError, choices
 from moyai.model import LatentModel
@@ -289,8 +290,8 @@ def _check(r: Request) -> None:
         raise RequestError(f"top_p {r.top_p} is out of range; possible: above 0, up to 1")
     if r.top_k is not None and (type(r.top_k) is not int or r.top_k < 1):
         raise RequestError(f"top_k {r.top_k} is out of range; possible: a whole number from 1 on")
-    if r.eta and (r.sampler == "heun" or r.sampler.startswith("ddpm")):
-        raise RequestError(f"eta {r.eta:g} needs a sampler that adds noise; possible: euler, dpmpp_2s, dpmpp_2m")
+    if r.eta and r.sampler not in NOISY and not of_codes:
+        raise RequestError(f"eta {r.eta:g} needs a sampler that adds noise; possible: {', '.join(NOISY)}")
     check_seed(r.seed)
     if r.seed + r.count > SEEDS:
         raise RequestError(f"seed {r.seed} leaves no room for {r.count} pictures; image i has seed {r.seed} + i")

@@ -18,7 +18,8 @@ from moyai.data.images import to_uint
 from moyai.diffusion.denoiser import Denoise
 from moyai.diffusion.grids import GRIDS
 from moyai.diffusion.guidance import clamped, inpainting, nested
-from moyai.diffusion.sampling import SAMPLERS, Step, repeated, start
+from moyai.diffusion.samplers import SAMPLERS
+from moyai.diffusion.sampling import Step, repeated, start
 from moyai.edits import Original
 from moyai.errors import RequestError
 from moyai.firststage.codec import LatentCodec

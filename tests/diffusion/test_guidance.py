@@ -10,7 +10,7 @@ from moyai.diffusion.grids import karras
 from moyai.diffusion.guidance import autoguided, clamped, guided, inpainting, interval, nested
 from moyai.diffusion.noise import Table, column
 from moyai.diffusion.parameterization import Flow, V
-from moyai.diffusion.sampling import SAMPLERS
+from moyai.diffusion.samplers import SAMPLERS
 
 
 class Net(nn.Module):

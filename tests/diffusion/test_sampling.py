@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from moyai.batch import Cond
+from moyai.diffusion.config import NOISY
 from moyai.diffusion.denoiser import Denoise, Denoiser
 from moyai.diffusion.grids import GRIDS, karras, table_spacing, uniform_log, uniform_time
 from moyai.diffusion.guidance import inpainting
 from moyai.diffusion.noise import Table, column, q_posterior
 from moyai.diffusion.parameterization import X0, Eps, Flow, Parameterization, V
-from moyai.diffusion.sampling import HEUN_SPAN, SAMPLERS, Step, ddpm, dpmpp_2m, euler, heun, repeated, split, start
+from moyai.diffusion.samplers import SAMPLERS
+from moyai.diffusion.sampling import SPAN, Step, ddpm, euler, heun, repeated, split, start
 from moyai.errors import RequestError
 
 MEAN, STD = 0.3, 0.6
 ANCESTRAL = [name for name in SAMPLERS if name.startswith("ddpm")]
 DETERMINISTIC = [name for name in SAMPLERS if name not in ANCESTRAL]  # at eta 0
-STOCHASTIC = [name for name in DETERMINISTIC if name != "heun"]  # at eta above 0
+STOCHASTIC = NOISY  # at eta above 0
 
 
 def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def last(sampler: str, denoise: Denoise, x: Tensor, sigmas: Tensor, **options: o
 
 
 @pytest.mark.parametrize("grid", ["karras", "uniform-log"])
-@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("dpmpp_2s", 2), ("dpmpp_2m", 2)])
+@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("heun", 2), ("dpm2", 2), ("dpmpp_2s", 2)])
 def test_order_of_convergence(sampler: str, order: int, grid: str) -> None:
     high, low = 12.0, 0.1
     x = MEAN + high * torch.linspace(-2, 2, 5, dtype=torch.float64).reshape(5, 1)
@@ -69,7 +71,8 @@ MODELS: dict[str, Parameterization] = {
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 @pytest.mark.parametrize(("grid", "model"), [(g, m) for g in GRIDS for m in MODELS if (g, m) != ("table", "flow")])
 def test_every_sampler_on_every_grid(sampler: str, grid: str, model: str) -> None:
-    """Any count ends at 0, nowhere further from the picture than the data reach; many steps end at the solution."""
+    """Any count ends at 0, nowhere further from the picture than the data reach, or twice as far where a parabola is
+    continued over few long steps; many steps end at the solution."""
     p = MODELS[model]
     noise = torch.tensor([[-1.5], [0.0], [0.7], [2.0]])
     for steps in COUNTS:
@@ -80,7 +83,8 @@ def test_every_sampler_on_every_grid(sampler: str, grid: str, model: str) -> Non
         assert [step.sigma for step in walk] == sigmas[1:].tolist()
         end = walk[-1].x
         exact = flow(x.double(), float(sigmas[0]), 0.0)
-        assert bool(((end - MEAN).abs() <= 1.4 * (exact - MEAN).abs() + 1e-5).all()), steps
+        reach = 2.5 if steps <= 12 and sampler in ("dpmpp_3m", "dpmpp_3m_exact", "unipc", "unipc_3") else 1.4
+        assert bool(((end - MEAN).abs() <= reach * (exact - MEAN).abs() + 1e-5).all()), steps
         if steps >= 333:
             assert torch.allclose(end.double(), exact, atol=0.03), steps
 
@@ -105,7 +109,7 @@ def test_denoised_is_the_estimate_of_the_step_and_nothing_is_kept() -> None:
 def test_heun_is_algorithm_1() -> None:
     """Karras et al. 2022, algorithm 1, as printed; the published grid of 18 steps has no step it leaves out."""
     sigmas = karras(80.0, 0.002, 18).double()
-    assert float((sigmas[:-2] / sigmas[1:-1]).max()) < HEUN_SPAN
+    assert float((sigmas[:-2] / sigmas[1:-1]).max()) < SPAN
     x = 80 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     printed = x
     for s, t in pairwise(sigmas):
@@ -556,7 +560,7 @@ def test_dpmpp_2m_matches_diffusers() -> None:
     x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sigmas = table_spacing(table, 20, "trailing").double()
     denoise = Denoiser(Dummy(), Eps(table)).given(Cond())
-    *_, ours = dpmpp_2m(denoise, start(x, Eps(table), sigmas), sigmas)
+    *_, ours = SAMPLERS["dpmpp_2m"](denoise, start(x, Eps(table), sigmas), sigmas)
     for t in scheduler.timesteps:
         x = scheduler.step(Dummy()(x, t.double().expand(2), Cond()), t, x).prev_sample
     assert torch.allclose(ours.x, x.double(), atol=1e-3)

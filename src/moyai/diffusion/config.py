@@ -1,6 +1,6 @@
 """The choices of the diffusion mathematics: parameterisation, table, training density, weighting, sampling grid."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -142,20 +142,51 @@ class WeightingConfig(Config):
     sigma_data: Annotated[float, Field(gt=0)] = Field(1.0, description="edm only: standard deviation of the latents")
 
 
+class Method(NamedTuple):
+    """Of a sampler: evaluations of the network a step, and whether it takes fresh noise (`eta`)."""
+
+    evaluations: int = 1
+    eta: bool = False
+
+
+METHODS = {
+    "euler": Method(eta=True),
+    "heun": Method(2),
+    "dpm2": Method(2),
+    "dpmpp_2s": Method(2, eta=True),
+    "dpmpp_2m": Method(eta=True),
+    "dpmpp_3m": Method(eta=True),
+    "dpmpp_3m_exact": Method(eta=True),
+    "unipc": Method(),
+    "unipc_3": Method(),
+    "lms": Method(),
+    "deis": Method(),
+    "plms": Method(),
+    "ipndm": Method(),
+    "ddpm": Method(),
+    "ddpm_small": Method(),
+    "ddpm_large": Method(),
+}
+NOISY = tuple(name for name, method in METHODS.items() if method.eta)
+
+
 class SamplingConfig(Config):
     """How samples are drawn unless a request says otherwise."""
 
-    sampler: Literal["euler", "heun", "dpmpp_2s", "dpmpp_2m", "ddpm", "ddpm_small", "ddpm_large"] = Field(
+    sampler: Literal[
+        "euler", "heun", "dpm2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "dpmpp_3m_exact", "unipc", "unipc_3", "lms",
+        "deis", "plms", "ipndm", "ddpm", "ddpm_small", "ddpm_large",
+    ] = Field(
         "dpmpp_2m",
-        description="heun and dpmpp_2s evaluate the network twice a step, the others once; ddpm scatters as the prior "
-        "learned to (ddpm_small where it did not)",
-    )
+        description="heun, dpm2 and dpmpp_2s evaluate the network twice a step, the others once; euler is DDIM; ddpm "
+        "scatters as the prior learned to (ddpm_small where it did not)",
+    )  # fmt: skip
     grid: Literal["karras", "uniform-log", "uniform-time", "table"] = Field(
         "karras", description="how the noise levels of the steps are spread; table needs eps, x0 or v"
     )
     steps: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="steps from noise to picture")
     eta: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="fresh noise in each step: 0 none (DDIM), 1 as DDPM; not with heun or ddpm"
+        0.0, description="fresh noise in each step: 0 none (DDIM), 1 as DDPM; with euler and the dpmpp ones only"
     )
     guidance: Annotated[float, Field(ge=0)] = Field(1.5, description="classifier-free guidance; 1 is none")
     batch: Count = Field(32, description="pictures a forward; part of a picture's recipe")

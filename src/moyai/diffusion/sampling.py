@@ -24,25 +24,30 @@ beta~_t of `noise.q_posterior` divided by abar_{t-1}. `ddpm` is that step with t
 
 and no noise in the step to 0. With V small it is (3) at eta 1: down / s = t^2 / s^2, and up^2 = V.
 
-The second-order methods here are Heun's (Karras et al. 2022, algorithm 1), which in the form of (2) reads
+The second-order methods here, which evaluate D twice, are Heun's (Karras et al. 2022, algorithm 1), which in the form
+of (2) reads
 
-    x' = x_euler + (s / t - 1) / 2 (D(x_euler, t) - D(x, s))                                          (4)
+    x' = x_euler + (s / t - 1) / 2 (D(x_euler, t) - D(x, s)),                                         (4)
 
-and the two of DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095), which are exact where D does not change and treat its
-change in log sigma: 2S evaluates D half way, 2M reuses the D of the step before.
+DPM-Solver-2's, which takes the whole step along (x - D) / sigma as it is at m = sqrt(s t),
+
+    x' = D_m + (t / s) (x - D_m),   D_m = x - s (x_m - D(x_m, m)) / m,                                (5)
+
+and DPM-Solver++(2S)'s (Lu et al. 2022, arXiv:2211.01095), which takes D at m. `multistep.py` has those that remember.
 
 Equation (4) multiplies the change of D by s / (2 t), which is hundreds in the first step that an even grid of a flow or
 of a zero-terminal model takes, and thousands where few steps span all of sigma: the picture is lost. `heun` therefore
-leaves out the correction where s / t is above 4. The published grid of 18 steps has no such step; on a mixture of 20
-Gaussians, a cosine table walked evenly in 12 steps, the error falls from 1.0 to 0.07.
+leaves out the correction where s / t is above 4, and `dpm2`, which (5) serves no better, is Euler's there. The
+published grid of 18 steps has no such step; on a mixture of 20 Gaussians, a cosine table walked evenly in 12 steps,
+the error of Heun's falls from 1.0 to 0.07.
 
-`repeated` makes of any of them one that walks each step several times, for filling in.
+`repeated` makes of any of them one that walks each step several times, for filling in; `samplers.py` has their names.
 """
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from math import log, sqrt
+from math import sqrt
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -56,7 +61,7 @@ from moyai.errors import RequestError
 Noise = Callable[[int], Tensor]  # the fresh noise of step i, in the shape of x
 
 
-HEUN_SPAN = 4.0  # the longest step, s / t, that Heun's correction helps
+SPAN = 4.0  # the longest step, s / t, that a second look along (x - D) / sigma helps
 
 
 class Step(NamedTuple):
@@ -100,10 +105,10 @@ def euler(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
 ) -> Iterator[Step]:
     """Equation (3): DDIM, DDPM, Euler, Euler ancestral and the Euler step of a flow. Order 1."""
-    for index, s, t in _intervals(sigmas):
-        d = denoise(x, _full(x, s))
+    for index, s, t in intervals(sigmas):
+        d = denoise(x, full(x, s))
         down, up = split(s, t, eta)
-        x = _toward(d, x, down / s, up, index, noise)
+        x = toward(d, x, down / s, up, index, noise)
         yield Step(index, t, x, d)
 
 
@@ -111,13 +116,28 @@ def heun(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
 ) -> Iterator[Step]:
     """Equation (4), two evaluations a step (one where the step goes to 0 or spans too much). Order 2."""
-    if eta:
-        raise RequestError(f"eta {eta} needs another sampler: heun is deterministic; possible: eta 0, or euler")
-    for index, s, t in _intervals(sigmas):
-        d = denoise(x, _full(x, s))
-        x = _toward(d, x, t / s)
-        if t > 0 and s / t <= HEUN_SPAN:
-            x = x + 0.5 * (s / t - 1) * (denoise(x, _full(x, t)) - d)
+    refuse_eta("heun", eta)
+    for index, s, t in intervals(sigmas):
+        d = denoise(x, full(x, s))
+        x = toward(d, x, t / s)
+        if t > 0 and s / t <= SPAN:
+            x = x + 0.5 * (s / t - 1) * (denoise(x, full(x, t)) - d)
+        yield Step(index, t, x, d)
+
+
+def dpm2(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
+) -> Iterator[Step]:
+    """Equation (5), two evaluations a step (one where the step goes to 0 or spans too much). Order 2."""
+    refuse_eta("dpm2", eta)
+    for index, s, t in intervals(sigmas):
+        d = denoise(x, full(x, s))
+        mean = d
+        if t > 0 and s / t <= SPAN:
+            half = sqrt(s * t)
+            there = toward(d, x, half / s)
+            mean = x - s * (there - denoise(there, full(x, half))) / half
+        x = toward(mean, x, t / s)
         yield Step(index, t, x, d)
 
 
@@ -125,32 +145,13 @@ def dpmpp_2s(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
 ) -> Iterator[Step]:
     """DPM-Solver++(2S): D half way in log sigma stands for the whole step; two evaluations. Order 2 at eta 0."""
-    for index, s, t in _intervals(sigmas):
-        d = denoise(x, _full(x, s))
+    for index, s, t in intervals(sigmas):
+        d = denoise(x, full(x, s))
         down, up = split(s, t, eta)
         if down > 0:
             half = sqrt(s * down)
-            d = denoise(_toward(d, x, half / s), _full(x, half))
-        x = _toward(d, x, down / s, up, index, noise)
-        yield Step(index, t, x, d)
-
-
-def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
-) -> Iterator[Step]:
-    """DPM-Solver++(2M): D continued in log sigma from the last two; one evaluation. Order 2 at eta 0.
-
-    At eta 1 this is the published 2M SDE ("midpoint").
-    """
-    before: tuple[Tensor, float] | None = None  # D of the step before and that step's length in log sigma
-    for index, s, t in _intervals(sigmas):
-        d = denoise(x, _full(x, s))
-        down, up = split(s, t, eta)
-        middle = d
-        if before is not None and t > 0:
-            middle = d + 0.5 * log(s / t) / before[1] * (d - before[0])
-        x = _toward(middle, x, down / s, up, index, noise)
-        before = (d, log(s / t)) if t > 0 and t != s else before
+            d = denoise(toward(d, x, half / s), full(x, half))
+        x = toward(d, x, down / s, up, index, noise)
         yield Step(index, t, x, d)
 
 
@@ -167,26 +168,15 @@ def ddpm(
     there is one, else small."""
     if eta:
         raise RequestError(f"eta {eta} needs another sampler: ddpm has its own noise; possible: eta 0, or euler")
-    for index, s, t in _intervals(sigmas):
-        d, learned = scattered(denoise, x, _full(x, s), _full(x, t))
+    for index, s, t in intervals(sigmas):
+        d, learned = scattered(denoise, x, full(x, s), full(x, t))
         up: float | Tensor = sqrt(large_variance(s, t) if variance == "large" else small_variance(s, t))
         if variance in ("learned", None) and learned is not None:
             up = learned.sqrt()
         elif variance == "learned":
             raise RequestError("this model has learned no variance; possible: small or large")
-        x = _toward(d, x, (t / s) ** 2, 0.0 if t == 0 else up, index, noise)
+        x = toward(d, x, (t / s) ** 2, 0.0 if t == 0 else up, index, noise)
         yield Step(index, t, x, d)
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "euler": euler,
-    "heun": heun,
-    "dpmpp_2s": dpmpp_2s,
-    "dpmpp_2m": dpmpp_2m,
-    "ddpm": ddpm,
-    "ddpm_small": partial(ddpm, variance="small"),
-    "ddpm_large": partial(ddpm, variance="large"),
-}
 
 
 def repeated(sampler: Sampler, times: int, fresh: Noise) -> Sampler:
@@ -204,7 +194,7 @@ def repeated(sampler: Sampler, times: int, fresh: Noise) -> Sampler:
         denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: Noise | None = None
     ) -> Iterator[Step]:
         steps = len(sigmas) - 1
-        for index, s, t in _intervals(sigmas):
+        for index, s, t in intervals(sigmas):
             for turn in range(times if t > 0 else 1):
                 number = turn * steps + index
                 if turn:
@@ -221,17 +211,24 @@ def _numbered(noise: Noise, number: int, _: int) -> Tensor:
     return noise(number)
 
 
-def _intervals(sigmas: Tensor) -> Iterator[tuple[int, float, float]]:
+def refuse_eta(sampler: str, eta: float) -> None:
+    """Raises RequestError where fresh noise is asked of a sampler that has no place for it."""
+    if eta:
+        raise RequestError(f"eta {eta} needs another sampler: {sampler} is deterministic; possible: eta 0, or euler")
+
+
+def intervals(sigmas: Tensor) -> Iterator[tuple[int, float, float]]:
     """(index, from, to) of every step; plain numbers, so that an accelerator is never waited for."""
     for index, (s, t) in enumerate(pairwise(sigmas.tolist()), 1):
         yield index, s, t
 
 
-def _full(x: Tensor, sigma: float) -> Tensor:
+def full(x: Tensor, sigma: float) -> Tensor:
+    """sigma for every row of x: (B,)."""
     return torch.full((x.shape[0],), sigma, dtype=x.dtype, device=x.device)
 
 
-def _toward(
+def toward(
     d: Tensor, x: Tensor, ratio: float, up: float | Tensor = 0.0, index: int = 0, noise: Noise | None = None
 ) -> Tensor:
     """D + ratio (x - D) + up noise; D itself, to the bit, at ratio 0."""

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from moyai.conditioning.config import ClassCondition, ConditionConfig, PositionCondition, ScalarCondition
 from moyai.data.config import DataConfig
-from moyai.diffusion.config import LearnedVariance, SamplingConfig, TableDensity
+from moyai.diffusion.config import METHODS, NOISY, LearnedVariance, SamplingConfig, TableDensity
 from moyai.errors import ConfigError
 from moyai.firststage.config import (
     CodecConfig,
@@ -175,11 +175,10 @@ def _check_diffusion(prior: DiffusionPriorConfig, sampling: SamplingConfig) -> N
             f"prior.density.kind is {shown(prior.density.kind)}, but a learned variance is trained on the table's own "
             'levels; possible: "table", or prior.variance.kind="fixed"'
         )
-    if sampling.sampler == "heun" and sampling.eta > 0:
-        raise ConfigError(f'sampling.eta is {sampling.eta:g}, but "heun" adds no noise; possible: 0, or another one')
-    if sampling.sampler.startswith("ddpm") and sampling.eta > 0:
+    if sampling.eta > 0 and not METHODS[sampling.sampler].eta:
+        own = "has its own noise" if sampling.sampler.startswith("ddpm") else "adds no noise"
         raise ConfigError(
-            f"sampling.eta is {sampling.eta:g}, but {shown(sampling.sampler)} has its own noise; possible: 0, or euler"
+            f"sampling.eta is {sampling.eta:g}, but {shown(sampling.sampler)} {own}; possible: 0, or {', '.join(NOISY)}"
         )
 
 

@@ -22,6 +22,7 @@ from moyai.build.firststage import build_autoencoder, build_codec, build_rival
 from moyai.build.prior import build_prior
 from moyai.data.images import ImageSet
 from moyai.data.latents import PLAIN, LatentCache
+from moyai.diffusion.config import METHODS
 from moyai.model import LatentModel, example_rows, told_fields
 from moyai.priors.codes import CodePrior
 from moyai.randomness import Draw
@@ -169,7 +170,7 @@ def sampler_forwards(recipe: Recipe, facts: DataFacts) -> int:
     previews are as many as OVERHEAD pays for (`resolve.train_intervals`)."""
     sampling, pictures = recipe.sampling, recipe.report
     count = pictures.per_class * len(facts.classes) if facts.classes else pictures.samples
-    evaluations, preview = sampling.steps * (2 if sampling.sampler in ("heun", "dpmpp_2s") else 1), PREVIEW_STEPS
+    evaluations, preview = sampling.steps * METHODS[sampling.sampler].evaluations, PREVIEW_STEPS
     if recipe.prior.kind == "codes":  # a forward is a code
         factor = recipe.first_stage.net.factor or 1
         evaluations = preview = -(-facts.height // factor) * -(-facts.width // factor)
