@@ -23,11 +23,11 @@ and denoising-diffusion-pytorch, which declares torchvision, as `systems/pixel_d
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -38,8 +38,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from results_peers import settings
 
 from moyai import files
+from moyai.checkpoints.lock import LOCK_FILE, RunLock
 
 if TYPE_CHECKING:
     from judging import Data
@@ -71,8 +73,8 @@ class Job:
         return path.is_file() and files.read_json(path).get("recipe", "") == self.recipe()
 
     def recipe(self) -> str:
-        """The hash of what is trained by: "" for peers, whose settings stand in their modules."""
-        return hashlib.sha256(RECIPE.read_bytes()).hexdigest()[:12] if self.system == "moyai" else ""
+        """The hash of what is trained by."""
+        return settings(self.system)
 
     def drawn(self) -> bool:
         path = self.folder / "sampling.json"
@@ -91,10 +93,17 @@ Judging = Callable[[Job], dict[str, Any]]
 
 
 def advance(job: Job, run: Run, judge: Judging, until: str = "judge") -> None:
-    """Do what is missing of a job, and only that; what one phase makes anew, the later ones make anew too."""
+    """Do what is missing of a job, and only that; what one phase makes anew, the later ones make anew too. RequestError
+    where another process is at it."""
+    with RunLock(job.folder):
+        _advance(job, run, judge, until)
+
+
+def _advance(job: Job, run: Run, judge: Judging, until: str) -> None:
     if not job.trained():
-        shutil.rmtree(job.folder, ignore_errors=True)
-        job.folder.mkdir(parents=True)
+        for path in job.folder.iterdir():
+            if path.name != LOCK_FILE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         run(job, "train")
         if not job.trained():
             raise SystemExit(f"{job.folder} was not trained to the end")
@@ -186,7 +195,14 @@ def in_a_process(cores: list[int]) -> Run:
         environment = os.environ | {"OMP_NUM_THREADS": str(job.threads), "TQDM_DISABLE": "1"}
         bound = (lambda: os.sched_setaffinity(0, cores)) if cores else None
         print(f"{job.folder.name}: {phase}", flush=True)
-        if subprocess.run(command, env=environment, preexec_fn=bound).returncode:
+        with subprocess.Popen(command, env=environment, preexec_fn=bound) as worker:
+            try:
+                worker.wait()
+            except BaseException:  # nobody would wait for it
+                worker.terminate()
+                worker.wait()
+                raise
+        if worker.returncode:
             raise SystemExit(f"{job.folder.name}: {phase} failed; run the same command to try again")
 
     return run
@@ -290,6 +306,8 @@ def main() -> None:
     if args.worker:
         phase, told = args.worker
         return work(Job(out=args.out, **json.loads(told)), phase)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, so that no worker is left behind
+        signal.signal(number, signal.default_int_handler)
     failed: list[str] = []
     for job in (
         Job(s, m, args.threads, args.out, args.samples, args.steps) for m in args.minutes for s in args.systems

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import results_page
 import results_peers
-from results_measure import ROOT, Failed, Json, Lab, machine, measure, recipe_hash, start
+from results_measure import ROOT, Failed, Json, Lab, alike, machine, measure, recipe_hash, start
 from results_rows import OUT, Point, Row, points, rows
 
 from moyai.errors import MoyaiError, RequestError, choices
@@ -90,7 +90,10 @@ def _told(row: Row, docs: Path) -> str:
     found, wanted = Store(docs, row).points, [_commands(point) for point in points(row)]
     what = f"seeds {', '.join(map(str, row.seeds))}" + (f", {len(row.variants)} variants" if row.variants else "")
     if row.measure == "peers":
-        return f"{row.name:16}benchmarks/quality.py: {len(found)} measured"
+        done = [p for p in found if p.get("recipe", "") == results_peers.settings(p["system"])]
+        names = {(p["system"], p["minutes"], p["evaluation"]["samples"]) for p in done}
+        jobs = list(results_peers.jobs(done))
+        return f"{row.name:16}benchmarks/quality.py: {len(names & set(jobs))} of {len(jobs)} measured"
     now = recipe_hash(row.recipe)
     measured = sum(p["commands"] in wanted and p.get("recipe") == now for p in found)
     return f"{row.name:16}recipes/{row.recipe}.toml, {what}: {measured} of {len(wanted)} measured"
@@ -113,18 +116,30 @@ class Store:
 
     def has(self, commands: Sequence[str], name: str, on: Json, recipe: str = "") -> bool:
         """Whether this point was measured by these commands on this machine, of the recipe as it is now."""
-        wanted = (name, list(commands), on, recipe)
-        return any((p["name"], p["commands"], p["machine"], p.get("recipe", "")) == wanted for p in self.points)
+        wanted = (name, list(commands), recipe)
+        mine = [p for p in self.points if alike(p["machine"], on)]
+        return any((p["name"], p["commands"], p.get("recipe", "")) == wanted for p in mine)
 
     def keep(self, point: Json, aside: Path) -> None:
-        """Put a point among its row's. Those of other machines go; the file as it was is then left in `aside`."""
+        """Put a point among its row's. Those of another machine, of the recipe as it was before, and those that are no
+        point of the row any more go; the file as it was is then left in `aside`."""
         others = [p for p in self.points if p["name"] != point["name"]]
-        kept = [p for p in others if p["machine"] == point["machine"]]
+        kept = [p for p in others if self._beside(p, point)]
         if len(kept) < len(others):
             aside.mkdir(parents=True, exist_ok=True)
             write_atomic(aside / f"{self.row.name}.before.json", self.path.read_bytes())
-            print(f"{len(others) - len(kept)} points of {self.row.name} from another machine are replaced")
+            what = "of another machine or recipe, or not of this row,"
+            print(f"{len(others) - len(kept)} points of {self.row.name} {what} are replaced")
         self._write([*kept, point])
+
+    def _beside(self, old: Json, new: Json) -> bool:
+        """Whether a point may stand in one table with a new one."""
+        if not alike(old["machine"], new["machine"]):
+            return False
+        if self.row.measure == "peers":
+            return old.get("recipe", "") == results_peers.settings(old["system"])
+        commands = {point.name: _commands(point) for point in points(self.row)}
+        return old["commands"] == commands.get(old["name"]) and old.get("recipe") == new["recipe"]
 
     def forget(self) -> None:
         if self.path.is_file():
@@ -132,7 +147,7 @@ class Store:
 
     def _write(self, found: list[Json]) -> None:
         order = {point.name: i for i, point in enumerate(points(self.row))}
-        found.sort(key=lambda p: order.get(p["name"], len(order)))  # stable: those of other variants stay at the end
+        found.sort(key=lambda p: order.get(p["name"], len(order)))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.path, {"row": self.row.name, "points": found})
 
@@ -170,25 +185,24 @@ class Campaign:
                 continue
             try:
                 found = measure(point, self.lab, self.machine)
-                store.keep(found, self.lab.out)
                 if point.seed == row.seeds[0]:
                     self._picture(row, point)
+                store.keep(found, self.lab.out)  # last: what is kept is complete
                 yield found
             except Failed as failed:
                 yield failed
 
     def _peers(self, row: Row, store: Store) -> Iterator[Json | Failed]:
         done: list[Json] = []  # read by `jobs`, which ends with the best of them
-        for system, minutes in results_peers.jobs(done):
-            known = [results_peers.command(system, minutes, self.machine["threads"], row.n)]
+        for system, minutes, samples in results_peers.jobs(done):
+            known = [results_peers.command(system, minutes, self.machine["threads"], samples)]
             name = f"{system}-{minutes}min"
-            recipe = recipe_hash(row.recipe) if system == "moyai" else ""  # peers have settings of their own
-            if store.has(known, name, self.machine, recipe):
+            if store.has(known, name, self.machine, results_peers.settings(system)):
                 print(f"{name} is measured already")
                 done += [p for p in store.points if p["name"] == name]
                 continue
             try:
-                found = results_peers.measure(system, minutes, row.n, self.lab, self.machine)
+                found = results_peers.measure(system, minutes, samples, self.lab, self.machine)
                 store.keep(found, self.lab.out)
                 done.append(found)
                 yield found
@@ -197,8 +211,10 @@ class Campaign:
 
     def _clear(self, row: Row, store: Store) -> None:
         """Forget a row, and delete the folders that it alone made."""
+        known = store.points
+        store.forget()  # first: cut off between here and there, nothing is taken for measured
         if row.measure == "peers":
-            for point in store.points:
+            for point in known:
                 threads, out = point["machine"]["threads"], self.lab.out.parent / "quality"
                 place = results_peers.folder(out, point["system"], point["minutes"], threads)
                 shutil.rmtree(place, ignore_errors=True)
@@ -206,12 +222,10 @@ class Campaign:
             for name in {point.name, point.run} if point.run.startswith(row.name) else {point.name}:
                 shutil.rmtree(self.lab.out / name, ignore_errors=True)
                 (self.lab.out / f"{name}.usage.json").unlink(missing_ok=True)
-        store.forget()
 
-    def _cleared(self, point: Point) -> bool:
-        """Whether the very pictures of the sheet are no copies: they are drawn again and looked up."""
+    def _cleared(self, point: Point, each: int) -> bool:
+        """Whether the very pictures of a sheet of so many a class are no copies: they are drawn again and looked up."""
         run, shown = self.lab.out / point.run, self.lab.out / f"{point.run}.shown.npz"
-        each = read_json(run / "recipe.json")["report"]["per_class"]
         self.lab.moyai(["sample", str(run), "--n", str(each), "--out", str(shown), "--quiet"])
         result = shown.with_suffix(".json")
         self.lab.moyai(["evaluate", str(shown), "--against", str(run), "--json", str(result), "--quiet"])
@@ -220,17 +234,21 @@ class Campaign:
         return max(shares, default=1.0) < CLEARED
 
     def _picture(self, row: Row, point: Point) -> None:
-        """The report's sheet of samples into docs/pictures, with fewer columns where it is too large."""
-        if row.picture == "no" or (row.picture == "cleared" and not self._cleared(point)):
+        """The report's sheet of samples into docs/pictures, with fewer columns where it is too large; the one that is
+        there goes where some of the new one are copies."""
+        if row.picture == "no":
             return
-        sheet = self.lab.out / point.run / "samples" / "samples.png"
-        for columns in (6, 4, 2):
+        run, path = self.lab.out / point.run, self.docs / "pictures" / f"{row.name}.png"
+        sheet, each = run / "samples" / "samples.png", read_json(run / "recipe.json")["report"]["per_class"]
+        for fewer in (6, 4, 2):
             if sheet.stat().st_size <= LARGEST:
                 break
-            sheet = self.lab.out / f"{point.run}.png"
-            run = str(self.lab.out / point.run)
-            self.lab.moyai(["sample", run, "--n", str(columns), "--out", str(sheet), "--quiet"])
-        path = self.docs / "pictures" / f"{row.name}.png"
+            sheet, each = self.lab.out / f"{point.run}.png", fewer
+            self.lab.moyai(["sample", str(run), "--n", str(each), "--out", str(sheet), "--quiet"])
+        if row.picture == "cleared" and not self._cleared(point, each):
+            print(f"{row.name}: some of its pictures are near copies of training pictures, so none is shown")
+            path.unlink(missing_ok=True)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, sheet.read_bytes())
 

@@ -24,11 +24,13 @@ from typing import Any
 from results_rows import Point
 
 from moyai import log
+from moyai.checkpoints.lock import RunLock
 from moyai.errors import DataError
 from moyai.files import read_json, write_json_atomic
-from moyai.recipe import overlay
+from moyai.recipe import overlay, reading
 from moyai.version import __version__
 
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ROOT = Path(__file__).resolve().parents[1]
 Json = dict[str, Any]
 PROBE = """
@@ -65,7 +67,7 @@ Start = Callable[[Sequence[str], Mapping[str, str]], Ended]  # a command line, a
 
 
 def start(words: Sequence[str], environment: Mapping[str, str]) -> Ended:
-    """Run a command in the repository and wait for it; SIGINT and SIGTERM are passed on, once each."""
+    """Run a command in the repository and wait for it; SIGINT, SIGTERM and SIGHUP are passed on."""
     # A session of its own: the terminal's Ctrl-C, too, comes to it once, from here.
     process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, **environment}, start_new_session=True)
     asked = []
@@ -75,7 +77,7 @@ def start(words: Sequence[str], environment: Mapping[str, str]) -> Ended:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
         _, status, usage = os.wait4(process.pid, 0)
     finally:
@@ -113,10 +115,12 @@ def measure(point: Point, lab: Lab, machine: Json) -> Json:
     """Train where that is not done, judge, and collect. Failed where a command does not end well."""
     train, evaluate = point.commands(str(lab.out))
     run, judged = lab.out / point.run, lab.out / point.judged
-    usage = trained(point.run, train, lab, recipe_hash(point.recipe))
+    usage = trained(point.run, train, lab, {"recipe": recipe_hash(point.recipe), "machine": machine})
     if point.sampling:
         view(run, judged, point.sampling)
     lab.moyai(evaluate)
+    if not point.sampling:
+        lab.moyai(["train", str(run)])  # what it was judged to be, into its report
     return {
         "name": point.name,
         "seed": point.seed,
@@ -125,34 +129,50 @@ def measure(point: Point, lab: Lab, machine: Json) -> Json:
         "overrides": [*point.overrides, *point.sampling],
         "moyai": ", ".join(usage["versions"]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": machine,
+        "machine": usage["machine"],
         "peak_mib": round(usage["peak_mib"]),
+        "minutes": usage["minutes"],
         **collected(run),
         "evaluation": evaluation(judged),
     }
 
 
 def recipe_hash(name: str) -> str:
-    """Of a recipe as it stands now: what was measured of another is not its result."""
-    return hashlib.sha256((ROOT / "recipes" / f"{name}.toml").read_bytes()).hexdigest()[:12]
+    """Of a recipe with all its defaults as it stands now: what was measured of another is not its result."""
+    recipe = reading.load(ROOT / "recipes" / f"{name}.toml").model_dump(mode="json")
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def trained(run: str, words: Sequence[str], lab: Lab, recipe: str) -> Json:
-    """Train or go on training; the peak of memory and the versions of moyai over all goes, which lie beside the run.
-    A run of the recipe as it was before is deleted."""
-    path = lab.out / f"{run}.usage.json"
+def trained(run: str, words: Sequence[str], lab: Lab, of: Json) -> Json:
+    """Train or go on training. What is known of it lies beside the run from before its first step: the recipe and the
+    machine it is `of`, the peak of memory and the versions of moyai over all goes, its minutes once it has ended.
+
+    A run of another recipe or machine is deleted. DataError for a folder that nothing is known of, and for one that
+    somebody is at.
+    """
+    folder, path = lab.out / run, lab.out / f"{run}.usage.json"
     usage: Json = read_json(path) if path.is_file() else {}
-    if usage.get("recipe") != recipe:
-        shutil.rmtree(lab.out / run, ignore_errors=True)
-        usage = {"peak_mib": 0.0, "versions": [], "recipe": recipe}
+    if folder.exists() and not usage:
+        raise DataError(
+            f"{folder} is there without {path.name}: it was not made by this; delete it, or name another --out"
+        )
+    if usage.get("recipe") != of["recipe"] or not alike(usage.get("machine", {}), of["machine"]):
+        if folder.exists():
+            print(f"{folder} was trained by another recipe or on another machine: anew")
+            with RunLock(folder):
+                shutil.rmtree(folder)
+        usage = {"peak_mib": 0.0, "versions": [], **of}
+    if "minutes" in usage:
+        return usage
     usage["versions"] = list(dict.fromkeys([*usage["versions"], version()]))
+    write_json_atomic(path, usage)
     try:
         peak = lab.moyai(words).peak
     except Failed as failed:
-        usage["peak_mib"] = max(usage["peak_mib"], failed.peak)
-        write_json_atomic(path, usage)
+        write_json_atomic(path, {**usage, "peak_mib": max(usage["peak_mib"], failed.peak)})
         raise
     usage["peak_mib"] = max(usage["peak_mib"], peak)
+    usage["minutes"] = round(sum(read_json(folder / "times.json").values()) / 60, 2)
     write_json_atomic(path, usage)
     return usage
 
@@ -178,7 +198,6 @@ def collected(run: Path) -> Json:
     _, psnr = log.series(run / "first_stage" / "log.jsonl", "validation", "psnr")
     _, loss = log.series(run / "prior" / "log.jsonl", "validation", "loss")
     return {
-        "minutes": round(sum(read_json(run / "times.json").values()) / 60, 2),
         "steps": {stage: recipe[stage]["train"]["steps"] if stage in trained else 0 for stage in stages},
         "parameters": {stage: parameters(run / stage / "model") if stage in trained else 0 for stage in stages},
         "psnr": round(psnr[-1], 3) if psnr else None,
@@ -204,18 +223,25 @@ def parameters(folder: Path) -> int:
 def evaluation(folder: Path) -> Json:
     """An evaluation without what can be said shorter."""
     found = read_json(folder / "evaluation.json")
-    facts = {name: found["facts"].get(name) for name in ("samples", "held out", "reference", "extractor")}
+    names = ("samples", "held out", "reference", "neighbourhood", "extractor")
+    facts = {name: found["facts"].get(name) for name in names}
     kept = {row: {name: short(v) for name, v in values.items()} for row, values in found["rows"].items()}
     return {**facts, "rows": kept}
 
 
 def short(value: Mapping[str, Any]) -> Json:
-    """A value with its interval, to six digits."""
-    return {
+    """A value with its interval, to six digits, and what it is warned of."""
+    numbers: Json = {
         name: None if value.get(name) is None else float(f"{value[name]:.6g}")
         for name in ("value", "low", "high")
         if name == "value" or value.get(name) is not None
     }
+    return {**numbers, "warning": value["warning"]} if value.get("warning") else numbers
+
+
+def alike(one: Json, other: Json) -> bool:
+    """Whether minutes of these machines can be compared. Of the cores as many work as there are threads."""
+    return all(one.get(name) == other.get(name) for name in {*one, *other} - {"cores"})
 
 
 def machine(lab: Lab) -> Json:

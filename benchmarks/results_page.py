@@ -115,25 +115,27 @@ def readme(measured: Measured) -> str:
         found = done(measured, row.name)
         judged = [p for p in found if p.get("evaluation")]
         drawn = FEWER if any(FEWER in p["evaluation"]["rows"] for p in judged) else DRAWN
-        fids = [_of(judged, part, "fid", plain=True) for part in (drawn, AGAIN, REAL)]
-        accuracy = _of(judged, DRAWN, "class accuracy", plain=True)
+        fids = [_of(judged, part, "fid") for part in (drawn, AGAIN, REAL)]
+        accuracy = _of(judged, drawn, "class accuracy", plain=True)
         accuracy += f" ({_of(judged, REAL, 'class accuracy', plain=True)})" if accuracy else ""
         if found:
-            lines.append([*_head(row, found), *fids, _judge(judged), accuracy, _memory(found)])
+            lines.append([*_head(row, found), *fids, _judge(judged, drawn), accuracy, _memory(found)])
     return f"{_table(head, lines)}\n\n{_JUDGES}\n\n{_machines(measured)}"
 
 
 _JUDGES = (
-    "Of: how many samples, and by which network. FIDs by different networks, or of other counts, cannot be compared."
+    "Of: how many samples, as many held-out pictures, and by which network. FIDs by different networks, or of other "
+    "counts, cannot be compared. In brackets 95 % intervals, or of several seeds the least and the greatest."
 )
 
 
-def _judge(judged: Sequence[Json]) -> str:
-    """How many samples were judged, and the first digits of the hash of the network that judged them."""
+def _judge(judged: Sequence[Json], drawn: str) -> str:
+    """How many samples a row's values are of, and the first digits of the hash of the network that judged them."""
     if not judged:
         return ""
     weights = re.search(r"\(([0-9a-f]+)\)$", extractor(judged))
-    return f"{judged[0]['evaluation']['samples']:,}, {weights[1][:6] if weights else extractor(judged)}"
+    count = judged[0]["evaluation"]["held out" if drawn == FEWER else "samples"]
+    return f"{count:,}, {weights[1][:6] if weights else extractor(judged)}"
 
 
 _RANGE = "Of several seeds: the mean (least to greatest)."
@@ -215,9 +217,11 @@ def _evaluation(row: Row, found: Sequence[Json]) -> str:
     facts = found[0]["evaluation"]
     caption = (
         f"{row.name}: {facts['samples']:,} samples and {facts['held out']:,} held-out pictures against "
-        f"{facts['reference']:,} training pictures; features: {extractor(found)}. "
+        f"{facts['reference']:,} training pictures{_fewer(facts)}; features: {extractor(found)}. "
     )
-    brackets = "Of each seed's values the mean (least to greatest)" if len(found) > 1 else "95 % intervals in brackets"
+    brackets = "Of each seed's values the mean (least to greatest)"
+    if len(found) == 1:
+        brackets = "95 % intervals in brackets, that of sliced Wasserstein over its directions only"
     present = {name for p in found for part in p["evaluation"]["rows"].values() for name in part}
     names = [name for name in METRICS if name in present] + sorted(present - set(METRICS))
     columns = [part for part in (REAL, AGAIN, FEWER, DRAWN) if part in facts["rows"]]
@@ -227,7 +231,27 @@ def _evaluation(row: Row, found: Sequence[Json]) -> str:
         if name.startswith(COPIES) and not cells[0]:
             cells[0] = "0.01 by definition"
         lines.append([METRICS.get(name, (name, 3))[0], *cells])
-    return f"{caption}{brackets}.\n\n" + _table(["", "held out (floor)", *columns[1:]], lines)
+    table = _table(["", "held out (floor)", *columns[1:]], lines)
+    return "\n\n".join([f"{caption}{brackets}.", table, *_warnings(found)])
+
+
+def _fewer(facts: Json) -> str:
+    """Where precision, recall, density and coverage are against fewer pictures."""
+    near = facts.get("neighbourhood")
+    if near is None or near == facts["reference"]:
+        return ""
+    return f" (precision, recall, density and coverage: {near:,})"
+
+
+def _warnings(found: Sequence[Json]) -> list[str]:
+    """What the values are warned of, once each, with the metrics it is said of."""
+    said: dict[str, dict[str, None]] = {}
+    for point in found:
+        for values in point["evaluation"]["rows"].values():
+            for name, value in values.items():
+                if value.get("warning"):
+                    said.setdefault(value["warning"], {})[METRICS.get(name, (name, 3))[0]] = None
+    return ["\n".join(f"- {', '.join(names)}: {warning}." for warning, names in said.items())] if said else []
 
 
 def extractor(found: Sequence[Json]) -> str:
@@ -246,7 +270,7 @@ def _of(found: Sequence[Json], part: str, name: str, *, plain: bool = False, dec
     decimals = METRICS.get(name, ("", 3))[1] if decimals is None else decimals
     if len(present) == 1 and not plain and present[0].get("low") is not None:
         v = present[0]
-        return f"{v['value']:.{decimals}f} ({v['low']:.{decimals}f} to {v['high']:.{decimals}f})"
+        return f"{_rounded(v['value'], decimals)} ({v['low']:.{decimals}f} to {v['high']:.{decimals}f})"
     return _mean([v["value"] for v in present], decimals)
 
 
@@ -368,8 +392,13 @@ def _mean(values: Sequence[float | None], decimals: int) -> str:
     known = [v for v in values if v is not None]
     if not known:
         return ""
-    shown = [f"{v:,.{decimals}f}" for v in (sum(known) / len(known), min(known), max(known))]
+    shown = [_rounded(v, decimals) for v in (sum(known) / len(known), min(known), max(known))]
     return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+def _rounded(value: float, decimals: int) -> str:
+    """A share that is not quite all is not rounded to 1."""
+    return f"{value:,.{decimals + (value < 1 and round(value, decimals) == 1)}f}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,10 @@
 Stand-ins take the systems' place: a phase writes the files that its process would.
 """
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +16,8 @@ import numpy as np
 import pytest
 
 from moyai import files
+from moyai.checkpoints.lock import RunLock
+from moyai.errors import RequestError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -35,14 +40,15 @@ class Stage:
 
     def __init__(self, quality: ModuleType, *, fails: str = "") -> None:
         self.quality, self.fails, self.done = quality, fails, []
-        self.told: dict[str, str] = {}  # of a training, beside its steps
 
     def run(self, job: Any, phase: str) -> None:
         self.done.append(phase)
         (job.folder / f"{phase}-left-behind").touch()
         if phase == self.fails:
             raise SystemExit(f"{phase} failed")
-        name, facts = ("training", {"steps": 7, **self.told}) if phase == "train" else ("sampling", job.asked())
+        name, facts = (
+            ("training", {"steps": 7, "recipe": job.recipe()}) if phase == "train" else ("sampling", job.asked())
+        )
         files.write_json_atomic(job.folder / f"{name}.json", facts)
 
     def judge(self, job: Any) -> dict[str, Any]:
@@ -181,19 +187,49 @@ def test_values_of_several_extractors_stand_in_tables_of_their_own(quality: Modu
     ]
 
 
-def test_a_training_of_the_recipe_as_it_was_is_made_anew(
-    quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("system", ["moyai", "ddpm"])
+def test_a_training_by_other_settings_is_made_anew(
+    quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:
-    stage, recipe = Stage(quality), tmp_path / "r.toml"
-    recipe.write_text("one")
-    monkeypatch.setattr(quality, "RECIPE", recipe)
-    job = quality.Job("moyai", 10, 1, tmp_path, samples=2, steps=3)
-    stage.told = {"recipe": job.recipe()}
+    stage, job = Stage(quality), quality.Job(system, 10, 1, tmp_path, samples=2, steps=3)
     assert stage.advance(job) == ["train", "sample", "judge"]
     assert stage.advance(job) == []
-    recipe.write_text("two")
-    stage.told = {"recipe": job.recipe()}
+    monkeypatch.setattr(quality, "settings", lambda system: "another")
     assert stage.advance(job) == ["train", "sample", "judge"]
+
+
+def test_two_processes_do_not_do_one_job(quality: ModuleType, tmp_path: Path) -> None:
+    stage, job = Stage(quality), quality.Job("ddpm", 10, 1, tmp_path)
+    with RunLock(job.folder), pytest.raises(RequestError, match="in use by process"):
+        stage.advance(job)
+    assert stage.done == []
+
+
+def test_no_worker_outlives_the_benchmark(quality: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that would sleep for a minute, and a benchmark that is asked to end."""
+    code = (
+        "import signal, sys, time\nfrom pathlib import Path\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: (Path({str(tmp_path / 'ended')!r}).touch(), sys.exit(1)))\n"
+        f"Path({str(tmp_path / 'ready')!r}).touch()\ntime.sleep(60)\n"
+    )
+    (tmp_path / "worker.py").write_text(code)
+    monkeypatch.setattr(quality, "__file__", str(tmp_path / "worker.py"))
+    began = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def ask() -> None:
+        while not (tmp_path / "ready").exists():
+            threading.Event().wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            quality.in_a_process([])(quality.Job("ddpm", 10, 1, tmp_path), "train")
+    finally:
+        signal.signal(signal.SIGTERM, began)
+        thread.join()
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_clock_counts_the_step_that_began_in_time(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ import results_peers
 import results_rows
 from results_measure import Ended, Failed, Lab
 
+from moyai.checkpoints.lock import RunLock
 from moyai.errors import DataError
 from moyai.files import read_json
 from moyai.recipe import reading
@@ -58,7 +59,15 @@ class StandIn:
         {"train": self.train, "evaluate": self.evaluate, "sample": self.sample}[words[3]](list(words[4:]))
         return Ended(0, 0, 700.0 + len(self.said))
 
+    def trained(self) -> list[list[str]]:
+        """The commands that trained; those of a run alone only write its report."""
+        return [words for words in self.said if words[0] == "train" and len(words) > 2]
+
     def train(self, words: list[str]) -> None:
+        if len(words) == 1:  # a run that has been judged: its report once more, which takes its time too
+            (Path(words[0]) / "report.html").write_text((Path(words[0]) / "evaluation.json").read_text())
+            (Path(words[0]) / "times.json").write_text(json.dumps({"prior": 9999.0}))
+            return
         run, seed = Path(words[-1]), int(words[1].removeprefix("seed="))
         if run.is_dir():
             return
@@ -142,7 +151,7 @@ def test_every_row_is_a_recipe_that_reads() -> None:
 
 def test_three_seeds_are_measured_and_tabled(bench: Bench) -> None:
     assert bench("--row", "digits", "--threads", "1") == 0
-    trains = [words for words in bench.stand.said if words[0] == "train"]
+    trains = bench.stand.trained()
     assert [words[2] for words in trains] == ["seed=0", "seed=1", "seed=2"]
     assert bench.stand.environment == {"OMP_NUM_THREADS": "1"}
     first = bench.points("digits")[0]
@@ -150,7 +159,13 @@ def test_three_seeds_are_measured_and_tabled(bench: Bench) -> None:
     assert {name: first[name] for name in expected} == expected
     assert first["steps"] == {"first_stage": 40, "prior": 50}
     assert first["parameters"] == {"first_stage": 15, "prior": 15}  # 3 x 5; the condition's own 1,000 do not count
-    assert first["evaluation"]["rows"]["held out"]["fid"] == {"value": 0.125, "low": 0.0, "high": 9.0}
+    assert first["evaluation"]["rows"]["held out"]["fid"] == {
+        "value": 0.125,
+        "low": 0.0,
+        "high": 9.0,
+        "warning": "w",
+    }
+    assert "- FID, class accuracy, class confidence" in bench.page
     assert first["commands"] == [
         "moyai train recipes/digits.toml seed=0 --out runs/results/digits-seed0",
         "moyai evaluate runs/results/digits-seed0 --n 2000",
@@ -167,7 +182,7 @@ def test_what_is_measured_is_not_measured_again_unless_asked(bench: Bench) -> No
     assert bench.stand.said == []
     (bench.home / "runs" / "results" / "digits-seed1" / "old").touch()
     assert bench("--row", "digits", "--again") == 0
-    assert len(bench.stand.said) == 6
+    assert [words[0] for words in bench.stand.said] == ["train", "evaluate", "train"] * 3
     assert not (bench.home / "runs" / "results" / "digits-seed1" / "old").exists()
 
 
@@ -179,7 +194,7 @@ def test_a_signal_stops_at_once_and_the_same_command_goes_on(bench: Bench) -> No
     assert not (bench.home / "docs" / "results" / "mnist.json").exists()
     bench.stand.fails = {}
     assert bench("--row", "digits") == 0
-    assert [words[2] for words in bench.stand.said if words[0] == "train"] == ["seed=1", "seed=2"]
+    assert [words[2] for words in bench.stand.trained()] == ["seed=1", "seed=2"]
     assert bench.points("digits")[1]["peak_mib"] == 900  # of the part that was cut off
 
 
@@ -193,9 +208,12 @@ def test_a_run_that_fails_leaves_the_others(bench: Bench) -> None:
 
 def test_another_machine_replaces_a_row_and_the_old_file_is_left_aside(bench: Bench) -> None:
     bench("--row", "digits", "--threads", "1")
+    run = bench.home / "runs" / "results" / "digits-seed0"
+    (run / "old").touch()
     bench.stand.fails = {"seed=1": Ended(2, 0, 1.0), "seed=2": Ended(2, 0, 1.0)}
     bench("--row", "digits", "--threads", "2")
     assert [(p["seed"], p["machine"]["threads"]) for p in bench.points("digits")] == [(0, 2)]
+    assert not (run / "old").exists()  # trained anew, since the minutes of one thread are not those of two
     aside = read_json(bench.home / "runs" / "results" / "digits.before.json")
     assert len(aside["points"]) == 3
 
@@ -209,9 +227,14 @@ def test_cifars_samples_are_shown_only_where_none_of_them_is_a_copy(bench: Bench
     drawn, judged = bench.stand.said[-2:]  # those of the sheet, not those of the table
     assert drawn[:4] == ["sample", run, "--n", "8"]
     assert judged[:4] == ["evaluate", f"{run}.shown.npz", "--against", run]
-    bench.stand.shown = 0.0
+    bench.stand.shown, bench.stand.sheet = 0.0, results.LARGEST + 1
     bench("--row", "cifar10", "--again")
     assert picture.exists()
+    sheet, drawn, judged = bench.stand.said[-3:]  # the smaller sheet's own pictures, not the larger one's
+    assert sheet[:4] == drawn[:4] == ["sample", run, "--n", "6"]
+    bench.stand.shown = results.CLEARED
+    bench("--row", "cifar10", "--again")
+    assert not picture.exists()  # nor is an older one left
 
 
 def test_a_row_of_the_recipe_as_it_was_is_measured_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +253,68 @@ def test_a_row_of_the_recipe_as_it_was_is_measured_anew(bench: Bench, monkeypatc
     assert bench.stand.said == []
 
 
+def test_a_training_that_was_killed_goes_on(bench: Bench) -> None:
+    """Whatever had been written when the power failed: no handler has run then."""
+    bench.stand.fails = {"recipes/mnist.toml": Ended(-9, 0, 1.0)}
+    bench("--row", "mnist")
+    run = bench.home / "runs" / "results" / "mnist-seed0"
+    known = run.with_name("mnist-seed0.usage.json")
+    assert read_json(known)["versions"]
+    run.mkdir()
+    (run / "checkpoint").touch()  # as if it had come so far
+    trained: list[Path] = []
+    bench.stand.fails = {}
+    train, bench.stand.train = bench.stand.train, lambda words: trained.append(run / "checkpoint")  # type: ignore[method-assign]
+    assert bench("--row", "mnist") != 0  # the stand-in makes nothing this time
+    assert trained
+    assert (run / "checkpoint").exists()
+    bench.stand.train = train  # type: ignore[method-assign]
+    # What nothing is known of is not deleted, nor what somebody is at.
+    known.unlink()
+    assert bench("--row", "mnist") == 2
+    assert "it was not made by this; delete it, or name another --out" in bench.capsys.readouterr().err
+    known.write_text('{"recipe": "another", "versions": [], "peak_mib": 0}')
+    with RunLock(run):
+        assert bench("--row", "mnist") == 2
+    assert "is in use by process" in bench.capsys.readouterr().err
+    assert (run / "checkpoint").exists()
+    assert bench("--row", "mnist") == 0
+    assert not (run / "checkpoint").exists()
+
+
+def test_the_report_shows_the_evaluation_and_its_drawing_is_not_of_the_minutes(bench: Bench) -> None:
+    bench("--row", "mnist")
+    assert "facts" in (bench.home / "runs" / "results" / "mnist-seed0" / "report.html").read_text()
+    assert bench.points("mnist")[0]["minutes"] == 2.0
+    (bench.home / "docs" / "results" / "mnist.json").unlink()
+    bench("--row", "mnist")
+    assert [words[0] for words in bench.stand.said] == ["evaluate", "train"]
+    assert bench.points("mnist")[0]["minutes"] == 2.0
+
+
+def test_a_picture_that_was_cut_off_is_made_by_the_next(bench: Bench) -> None:
+    bench.stand.sheet = results.LARGEST + 1
+    bench.stand.fails = {"sample": Ended(130, signal.SIGINT, 1.0)}
+    assert bench("--row", "mnist") == 130
+    bench.stand.fails = {}
+    bench("--row", "mnist")
+    assert (bench.home / "docs" / "pictures" / "mnist.png").is_file()
+
+
+def test_points_that_are_none_of_the_row_any_more_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench("--row", "factors", "--minutes", "4")
+    bench("--row", "factors", "--minutes", "8")
+    minutes = [p["name"].split("-")[2] for p in bench.points("factors")]
+    assert minutes == [f"{m}min" for m in (2, 4, 8) for _ in range(4)]
+    # A seed of the recipe as it was before is not taken into the mean of the others.
+    bench("--row", "digits")
+    for module in (results, results_measure):
+        monkeypatch.setattr(module, "recipe_hash", lambda name: "another")
+    bench.stand.fails = {"seed=1": Ended(2, 0, 1.0), "seed=2": Ended(2, 0, 1.0)}
+    bench("--row", "digits")
+    assert [p["seed"] for p in bench.points("digits")] == [0]
+
+
 def test_a_sheet_that_is_too_large_gets_fewer_columns(bench: Bench) -> None:
     bench.stand.sheet = results.LARGEST + 1
     bench("--row", "mnist")
@@ -239,8 +324,8 @@ def test_a_sheet_that_is_too_large_gets_fewer_columns(bench: Bench) -> None:
 def test_samplers_share_one_run_and_each_sees_its_own_settings(bench: Bench) -> None:
     bench("--row", "fashion-mnist")
     bench("--row", "samplers")
-    trained = {words[-1] for words in bench.stand.said if words[0] == "train"}
-    assert trained == {str(bench.home / "runs" / "results" / "fashion-mnist-seed0")}
+    assert bench.stand.trained() == []
+    assert {p["minutes"] for p in bench.points("samplers")} == {2.0}
     found = bench.points("samplers")
     assert [p["evaluation"]["rows"]["samples"]["fid"]["value"] for p in found] == [1, 1.5, 2, 3, 1.5, 1.5, 1.5, 1.5]
     judged = bench.home / "runs" / "results" / "fashion-mnist-seed0" / "evaluation.json"
@@ -265,7 +350,7 @@ def test_a_view_is_the_run_under_other_settings(tmp_path: Path) -> None:
 
 def test_factors_are_drawn_against_the_minutes(bench: Bench) -> None:
     assert bench("--row", "factors", "--minutes", "4") == 0
-    trains = [words for words in bench.stand.said if words[0] == "train"]
+    trains = bench.stand.trained()
     assert len(trains) == 12
     assert all("data.resolution=32" in words for words in trains)
     budgets = [words[-3] for words in trains]
@@ -301,15 +386,17 @@ def test_the_peers_are_read_from_their_benchmark(bench: Bench, monkeypatch: pyte
         asked.append((told["--systems"], told["--minutes"]))
         if told["--systems"] == "monai":
             return Ended(1, 0, 1.0)
-        row = {"fid": {"value": fids[told["--systems"]], "low": None, "high": None, "count": 2000}}
+        count, fid = int(told["--samples"]), fids[told["--systems"]]
+        row = {"fid": {"value": fid, "low": fid - 0.5, "high": fid + 0.5, "count": count}}
         made = {
-            "asked": {"samples": 2000, "steps": 50},
+            "asked": {"samples": count, "steps": 50},
             "reference": 20000,
             "extractor": "E (1)",
             "training": {
                 "steps": 321,
                 "about": "as documented",
                 "versions": {"x": "1.0"},
+                "machine": {"cores": 1},
                 "recipe": recipe[told["--systems"]],
             },
             "rows": {"samples": row, "held out": row},
@@ -320,19 +407,26 @@ def test_the_peers_are_read_from_their_benchmark(bench: Bench, monkeypatch: pyte
         return Ended(0, 0, 1.0)
 
     asked: list[tuple[str, str]] = []
-    recipe = dict.fromkeys(fids, "") | {"moyai": results.recipe_hash("fashion-mnist")}
+    recipe = {system: results_peers.settings(system) for system in fids}
+    assert len(set(recipe.values())) == 3
     monkeypatch.setattr(results, "start", quality)
     assert bench("--row", "peers", "--threads", "1") == 1  # monai is not there
     short = [(system, "10") for system in ("moyai", "ddpm", "diffusers", "monai")]
     assert asked == [*short, ("moyai", "60"), ("diffusers", "60")]  # diffusers was the best of the others
-    assert "| diffusers | 10 | 1 | 2,000 | 321 | 7.00 |" in bench.page
+    assert "| diffusers | 10 | 1 | 500 | 321 | 7.00 (6.50 to 7.50) |" in bench.page
+    assert bench("--list", "--row", "peers") == 0
+    assert bench.capsys.readouterr().out.endswith("5 of 6 measured\n")
     assert "- ddpm: as documented (x 1.0)" in bench.page
     asked.clear()
     bench("--row", "peers", "--threads", "1")
     assert asked == [("monai", "10")]
+    # Where another is as good as the best by its interval, both have the hour.
+    fids["ddpm"] = 7.9
+    bench("--row", "peers", "--threads", "1", "--again")
+    assert asked[-3:] == [("moyai", "60"), ("diffusers", "60"), ("ddpm", "60")]
     # Counts stand beside the values, and each has a floor; other steps of a sampler are another measurement.
     found = bench.points("peers")
-    found[0]["evaluation"] |= {"samples": 500, "held out": 500}
+    assert {p["machine"]["cores"] for p in found} == {1}  # those it was trained on, not those of who reads it
     told = results_page.peers({"peers": {"points": found}})
     assert "| moyai | 10 | 1 | 500 |" in told
     assert [line.split(" | ")[3] for line in told.splitlines() if "(floor)" in line] == ["500", "2,000"]

@@ -76,7 +76,8 @@ def test_a_ragged_mean_leaves_out_what_is_missing() -> None:
     assert results_page._mean([1.0, None, 2.0], 1) == "1.5 (1.0 to 2.0)"
     assert results_page._mean([2.0, 2.0], 1) == "2.0"
     assert results_page._mean([None], 1) == ""
-    assert np.isnan(results_figure._series([{**_point(), "evaluation": {"rows": {"samples": {}}}}], "fid")[0].y[0])
+    nothing = {"rows": {"samples": {}, "held out": {}}}
+    assert np.isnan(results_figure._series([{**_point(), "evaluation": nothing}], "fid")[0].y[0])
 
 
 def _point() -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """The latent cache: it holds what the codec says of each picture, and is given to no other codec or data."""
 
+import ctypes
+import errno
 import json
+import os
+import resource
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from checkpoints.forked import in_child
 from firststage.test_codec import codec
 from moyai.data import latents
 from moyai.data.latents import FLIPPED, PLAIN
-from moyai.errors import CheckpointError
+from moyai.errors import CheckpointError, SaveError
 from training.test_resume import image_set
 
 COUNT = 13
@@ -71,9 +77,9 @@ def test_another_codec_or_other_data_are_refused(cached: tuple[Path, latents.Lat
         latents.read(folder, images, codec="f" * 64)
     with pytest.raises(CheckpointError, match="holds latents of other data"):
         latents.read(folder, image_set(COUNT).subset(np.arange(COUNT - 1)), codec=digest)
-    assert latents.sealed(folder, codec=digest, data=images.fingerprint)
-    assert not latents.sealed(folder, codec=digest, data="other")
-    assert not latents.sealed(folder, codec="f" * 64, data=images.fingerprint)
+    assert latents.sealed(folder, codec=digest, data=images.fingerprint, flips=True)
+    assert not latents.sealed(folder, codec=digest, data="other", flips=True)
+    assert not latents.sealed(folder, codec="f" * 64, data=images.fingerprint, flips=True)
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "no seal", "torn seal", "odd seal"])
@@ -91,7 +97,7 @@ def test_an_unfinished_or_altered_cache_is_none(damage: str, cached: tuple[Path,
         seal.write_bytes(seal.read_bytes()[:20])
     else:
         seal.write_text(json.dumps(["codec"]))
-    assert not latents.sealed(folder, codec=digest, data=images.fingerprint)
+    assert not latents.sealed(folder, codec=digest, data=images.fingerprint, flips=True)
     with pytest.raises(CheckpointError, match=r"is not a finished latent cache|was altered"):
         latents.read(folder, images, codec=digest)
 
@@ -105,9 +111,178 @@ def test_building_again_takes_the_seal_away(cached: tuple[Path, latents.LatentCa
 
     with pytest.raises(RuntimeError, match="stop here"):
         latents.build(folder, image_set(COUNT), Broken(), flips=False)
-    assert not latents.sealed(folder, codec=codec().digest(), data=image_set(COUNT).fingerprint)
+    for flips in (False, True):
+        assert not latents.sealed(folder, codec=codec().digest(), data=image_set(COUNT).fingerprint, flips=flips)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_seal_knows_the_variants_and_a_build_leaves_no_others(before: bool, tmp_path: Path) -> None:
+    images, made = image_set(COUNT), codec()
+    for flips in (before, not before):
+        latents.build(tmp_path, images, made, flips=flips)
+        latents.seal(tmp_path, codec=made.digest(), data=images.fingerprint, count=COUNT)
+        assert latents.sealed(tmp_path, codec=made.digest(), data=images.fingerprint, flips=flips)
+        assert not latents.sealed(tmp_path, codec=made.digest(), data=images.fingerprint, flips=not flips)
+        expected = (PLAIN, FLIPPED) if flips else (PLAIN,)
+        assert latents.read(tmp_path, images, codec=None).variants == expected
+        cache = latents.read(tmp_path, images, codec=made.digest(), flips=flips)
+        assert cache.variants == expected
+        assert {len(array) for arrays in cache.arrays.values() for array in arrays.values()} == {COUNT}
+        with pytest.raises(
+            CheckpointError, match=r"holds the variants plain.* of its pictures, and data.flip asks for"
+        ):
+            latents.read(tmp_path, images, codec=made.digest(), flips=not flips)
+
+
+def test_an_array_that_is_not_in_the_seal_is_not_read(cached: tuple[Path, latents.LatentCache]) -> None:
+    folder, _ = cached
+    images, digest = image_set(COUNT), codec().digest()
+    np.save(folder / "plain-codes.npy", np.zeros((COUNT, 1), np.float32))
+    assert set(latents.read(folder, images, codec=digest).arrays[PLAIN]) == {"mean", "std"}
 
 
 def test_an_empty_folder_is_no_cache(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no latents; encode with --stage latents"):
         latents.read(tmp_path, image_set(COUNT), codec=None)
+
+
+# The disk says no ------------------------------------------------------------------------------------------------
+
+
+class Large:
+    """64 KiB a picture, all of them ones."""
+
+    def store(self, images: torch.Tensor, fields: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        return {"mean": torch.ones(len(images), 4, 64, 64)}
+
+
+NEEDED = 2 * COUNT * 4 * 4 * 64 * 64
+
+
+def build(folder: Path) -> list[int]:
+    """Both variants, five pictures at a time; the numbers that were encoded, as they are told."""
+    told: list[int] = []
+    latents.build(folder, image_set(COUNT), Large(), flips=True, batch=5, progress=lambda done, _: told.append(done))
+    return told
+
+
+def refused(folder: Path) -> tuple[str, list[str]]:
+    """What is said where there is no room, and what is left."""
+    with pytest.raises(SaveError) as caught:
+        build(folder)
+    return str(caught.value), [path.name for path in folder.iterdir()]
+
+
+def said(folder: Path, code: int) -> str:
+    return f"cannot save {folder}: {os.strerror(code)}; needed: {NEEDED:,} bytes (1.7 MB), free: "
+
+
+def test_the_room_of_all_arrays_is_taken_with_the_first_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, int]] = []
+
+    def recorded(handle: int, start: int, size: int) -> None:
+        assert start == 0
+        taken.append((os.readlink(f"/proc/self/fd/{handle}").rsplit("/", 1)[-1], size))
+
+    monkeypatch.setattr(os, "posix_fallocate", recorded)
+    sizes = []
+
+    def progress(done: int, _: int) -> None:
+        sizes.append(len(taken))
+
+    latents.build(tmp_path, image_set(COUNT), Large(), flips=True, batch=5, progress=progress)
+    assert sizes == [2] * 6
+    assert dict(taken) == {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sorted(dict(taken)) == ["flipped-mean.npy", "plain-mean.npy"]
+    for name in dict(taken):
+        assert np.array_equal(np.load(tmp_path / name), np.ones((COUNT, 4, 64, 64), np.float32))
+
+
+@pytest.mark.parametrize("free", [NEEDED - 1, NEEDED])
+def test_a_disk_known_to_be_too_small_is_not_written_to(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "free_bytes", lambda path: free)
+    if free < NEEDED:
+        monkeypatch.setattr(latents, "_create", lambda *_: pytest.fail("a file was begun"))
+        message, left = refused(tmp_path / "c")
+        assert message.startswith(said(tmp_path / "c", errno.ENOSPC))
+        assert left == []
+    else:
+        assert build(tmp_path / "c") == [5, 10, 13, 18, 23, 26]
+
+
+@pytest.mark.parametrize("beforehand", ["given", "none", "unable"])
+def test_files_that_may_not_grow_are_one_clear_line(
+    beforehand: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(handle: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    if beforehand == "none":
+        monkeypatch.delattr(os, "posix_fallocate")
+    elif beforehand == "unable":
+        monkeypatch.setattr(os, "posix_fallocate", unable)
+    assert build(tmp_path / "enough")[-1] == 2 * COUNT
+
+    def attempt() -> tuple[str, list[str]]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # an array takes 852,096
+        return refused(tmp_path / "c")
+
+    code, result = in_child(attempt)
+    assert code == 0
+    assert result[0].startswith(said(tmp_path / "c", errno.EFBIG))
+    assert "\n" not in result[0]
+    assert result[1] == []
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "fsync", "mkdir"])
+def test_errors_of_the_system_are_translated(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **more: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    (tmp_path / "c").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        folder = tmp_path / "c" if call != "mkdir" else tmp_path / "d"
+        with pytest.raises(SaveError, match=f"^cannot save {folder}: {os.strerror(errno.EDQUOT)}; needed: "):
+            build(folder)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def small_disk(place: Path, size: int) -> bool:
+    """Mount an empty disk of `size` bytes at `place`, seen by this process alone; whether the system lets one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_user, new_mounts = 0x10000000, 0x00020000
+    if not hasattr(libc, "unshare") or libc.unshare(new_user | new_mounts):
+        return False
+    return bool(libc.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"size=%d" % size) == 0)
+
+
+@pytest.mark.parametrize("defence", ["free space", "room beforehand", "the writing itself"])
+def test_a_full_disk_is_one_clear_line_and_no_signal(
+    defence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if defence != "free space":
+        monkeypatch.setattr(latents, "free_bytes", lambda path: None)
+    if defence == "the writing itself":
+        monkeypatch.delattr(os, "posix_fallocate")
+
+    def attempt() -> tuple[str, list[str], list[int]] | None:
+        if not small_disk(tmp_path, 1_000_000):
+            return None
+        result = refused(tmp_path / "c")
+        monkeypatch.setattr(latents, "free_bytes", lambda path: None)
+        (tmp_path / "small").mkdir()
+        latents.build(
+            tmp_path / "small", image_set(COUNT), Large(), flips=False
+        )  # half of it: what failed took no room
+        return *result, [path.stat().st_size for path in (tmp_path / "small").iterdir()]
+
+    code, result = in_child(attempt)
+    assert code == 0
+    if result is None:
+        pytest.skip("the system lets no disk be mounted here")
+    assert result[0].startswith(said(tmp_path / "c", errno.ENOSPC))
+    assert result[1:] == ([], [NEEDED // 2 + 128])

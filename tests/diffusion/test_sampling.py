@@ -263,7 +263,7 @@ def test_many_steps_give_the_datas_variance(sampler: str, eta: float) -> None:
         *_, step = _responses(sampler, centred, sigmas, eta, begin=sqrt(12.0**2 + STD**2))
         off.append(abs(float(step.x.square().sum()) / STD**2 - 1))
     assert off[1] < 0.03
-    assert off[1] < off[0] / 2
+    assert off[1] < max(off[0] / 2, 1e-4)  # the grid's own ends are 1e-4 off
 
 
 def _responses(sampler: str, denoise: Denoise, sigmas: Tensor, eta: float, *, begin: float) -> "list[Step]":

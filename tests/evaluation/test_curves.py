@@ -66,6 +66,28 @@ def test_values_can_be_read_off_a_logarithmic_axis(decades):
     assert np.allclose(np.log10(values[:, 1]), np.log10(y), rtol=0, atol=0.01 * decades)
 
 
+def test_a_level_crosses_the_frame_and_whiskers_span_their_intervals():
+    points = Series("a", [1, 2, 3], [10, 20, 40], "joined", ([5, math.nan, 30], [20, 30, 80]))
+    root = ElementTree.fromstring(chart([points, Series("floor", [1, 3], [4, 4], "level")], **WORDS, log_y=True))
+    (xm, xb), (ym, yb) = (reader(places) for places in ticks(root))
+    ym, yb = reader({math.log10(value): place for value, place in ticks(root)[1].items()})
+    dashed = [p for p in root.iter(f"{NS}path") if p.get("stroke-dasharray")]
+    start, height, stop = map(float, re.fullmatch(r"M([\d.]+),([\d.]+)H([\d.]+)", dashed[0].get("d")).groups())
+    assert 10 ** (ym * height + yb) == pytest.approx(4, rel=0.02)
+    assert (xm * start + xb, xm * stop + xb) == (pytest.approx(1, abs=0.02), pytest.approx(3, abs=0.02))
+    strokes = next(p.get("d") for p in root.iter(f"{NS}path") if p.get("stroke-opacity"))
+    found = [
+        (xm * float(x) + xb, 10 ** (ym * float(low) + yb), 10 ** (ym * float(high) + yb))
+        for x, low, high in re.findall(r"M([\d.]+),([\d.]+)V([\d.]+)", strokes)
+    ]
+    assert np.allclose([f[0] for f in found], [1, 2, 3], atol=0.02)
+    assert np.allclose([f[2] for f in found], [20, 30, 80], rtol=0.02)
+    assert np.allclose([found[0][1], found[2][1]], [5, 30], rtol=0.02)
+    assert found[1][1] < 4  # an end that is not on the axis: down to its bottom
+    with pytest.raises(ValueError, match="or of their intervals"):
+        Series("a", [1, 2], [1, 2], "joined", ([1], [2, 2]))
+
+
 def test_gaps_break_the_line_and_lone_values_are_dots():
     y = [1, 2, math.nan, 3, math.inf, 2, 1, 2]
     root = ElementTree.fromstring(chart([Series("a", range(8), y)], **WORDS))

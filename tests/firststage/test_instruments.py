@@ -249,7 +249,7 @@ def test_a_sentence_appears_exactly_outside_the_range(instrument: health.Instrum
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"fine power": 0.3}, "no fine detail: 0.3 of the power of the originals"),
+        ({"fine power": 0.3}, "less fine detail than the originals have, 0.3 of their power"),
         ({"logits real": 4.0, "logits fake": -5.0}, "the discriminator wins: logits 4 and -5"),
         ({"noise share/0": 0.4, "noise share/2": 0.25}, "40 % in channel 0 and 25 % in channel 2 is noise"),
         ({"codes used": 0.4}, "only 40 % of the codes are ever chosen"),

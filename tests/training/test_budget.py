@@ -1,6 +1,8 @@
 """A budget in minutes: how it is split, that it is written once, and that what it prints repeats the run."""
 
+import html
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -149,6 +151,15 @@ def costing(first: float, prior: float) -> Callable[[], None]:
     return arrange
 
 
+def test_minutes_too_few_for_the_fewest_steps_are_told(tmp_path: Path) -> None:
+    open_ended = {f"{name}.train": {**tiny.QUICK, "steps": None} for name in ("first_stage", "prior")}
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"), open_ended)
+    words = ["train", recipe, "budget.minutes=0.1", "--out", tmp_path / "run"]
+    status, said = tiny.moyai(words, tmp_path / "said", costing(1.0, 2.0))
+    assert status == 0, said
+    assert re.search(r"no fewer steps are taken, and these need about 1\.[0-9] minutes instead of 0\.1", said)
+
+
 def never_measured() -> None:
     def refuse(*arguments: object, **options: object) -> Costs:
         raise AssertionError("the clock is asked again")
@@ -163,6 +174,8 @@ def test_the_plan_is_written_once_and_its_overrides_repeat_the_run(tmp_path: Pat
     words = ["train", recipe, "budget.minutes=0.5"]
     status, said = tiny.moyai([*words, "--out", tmp_path / "a"], tmp_path / "said", costing(0.25, 0.5))
     assert status == 0, said
+    assert "no fewer steps are taken" not in said
+    assert json.loads((tmp_path / "a" / "times.json").read_text())["measuring"] > 0
     plan = json.loads((tmp_path / "a" / "plan.json").read_text())
     assert f"the budget comes to {plan['overrides']}" in said
     assert 20 <= plan["first_stage"] < 40
@@ -170,6 +183,12 @@ def test_the_plan_is_written_once_and_its_overrides_repeat_the_run(tmp_path: Pat
     status, said = tiny.moyai([*words, "--out", tmp_path / "a"], tmp_path / "said", never_measured)
     assert status == 0, said
     assert json.loads((tmp_path / "a" / "plan.json").read_text()) == plan
+    # By its own folder the report is made again, and says how to repeat the run, steps included.
+    (tmp_path / "a" / "samples" / "made-of.json").unlink()
+    status, said = tiny.moyai(["train", tmp_path / "a"], tmp_path / "said", never_measured)
+    assert status == 0, said
+    command = f"moyai train {recipe} budget.minutes=0.5 {plan['overrides']}"
+    assert html.escape(command) in (tmp_path / "a" / "report.html").read_text()
     # The overrides, without the budget, are the same run.
     repeat = ["train", recipe, *shlex.split(plan["overrides"]), "--out", tmp_path / "b"]
     status, said = tiny.moyai(repeat, tmp_path / "said", never_measured)

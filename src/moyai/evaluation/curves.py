@@ -30,16 +30,19 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class Series:
-    """Named values of y over x, drawn as a curve, as a cloud of points, or as points joined in their order."""
+    """Named values of y over x, drawn as a curve, as a cloud of points, as points joined in their order, or as a level
+    that others are held against. intervals: the least and the greatest of each y that is drawn as points."""
 
     name: str
     x: Values
     y: Values
-    mark: Literal["line", "points", "joined"] = "line"
+    mark: Literal["line", "points", "joined", "level"] = "line"
+    intervals: tuple[Values, Values] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.x) != len(self.y):
-            raise ValueError(f"{self.name}: {len(self.x)} values of x and {len(self.y)} of y")
+        ends = self.intervals or ()
+        if any(len(values) != len(self.x) for values in (self.y, *ends)):
+            raise ValueError(f"{self.name}: {len(self.x)} values of x and {len(self.y)} of y, or of their intervals")
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,11 @@ def chart(
     `x_limits` and `y_limits` (in log10 where the axis is logarithmic) are what the axes show at least: (0, 1) for
     shares. Of a cloud at most 2,000 points are drawn.
     """
-    values = [_values(one, log_y) for one in series]
+    values = [_values(one.x, one.y, log_y) for one in series]
+    ends = [[_values(one.x, end, log_y)[1] for end in one.intervals or ()] for one in series]
     xs = np.concatenate([x[np.isfinite(x) & np.isfinite(y)] for x, y in values] or [np.empty(0)])
     ys = np.concatenate([y[np.isfinite(x) & np.isfinite(y)] for x, y in values] or [np.empty(0)])
+    ys = np.concatenate([ys, *(end[np.isfinite(end)] for pair in ends for end in pair)])
     names, legend_height = _legend(series, width)
     top, bottom = 50 + legend_height, height - 40
     parts = [_text(0, 16, title, "font-weight:600;font-size:14px;fill:var(--ink)"), names]
@@ -95,8 +100,10 @@ def chart(
         left = 12 + max(_width(label) for _, label in y_axis.ticks)
         x_axis = _axis(xs, left, width - 10, max(2, width // 90), False, x_limits, pad=False)
         parts += _frame(x_axis, y_axis, width)
-        for i, (one, (x, y)) in enumerate(zip(series, values, strict=True)):
-            parts.append(_drawn(one.mark, x, y, _Place(x_axis, y_axis), f"var(--c{i % len(_COLOURS)})"))
+        for i, (one, (x, y), pair) in enumerate(zip(series, values, ends, strict=True)):
+            place, colour = _Place(x_axis, y_axis), f"var(--c{i % len(_COLOURS)})"
+            parts.append(_whiskers(x, y, *pair, place, colour) if pair else "")
+            parts.append(_drawn(one.mark, x, y, place, colour))
     else:
         parts.append(_text(width / 2, (top + bottom) / 2, "no finite values", "fill:var(--soft)", "middle"))
     parts.append(_text(0, top - 14, y_label, "fill:var(--soft)"))
@@ -127,7 +134,11 @@ def thinned(y: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _drawn(mark: str, x: np.ndarray, y: np.ndarray, place: _Place, colour: str) -> str:
-    """One series: a line, dots, or both."""
+    """One series: a line, dots, or both; a level from side to side."""
+    if mark == "level":
+        seen = y[np.isfinite(y)]
+        path = f"M{place.x.start:.1f},{place.y(seen[0]):.1f}H{place.x.stop:.1f}" if len(seen) else ""
+        return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="5 4"/>'
     line = "" if mark == "points" else _line(x, y, place, colour)
     dots = "" if mark == "line" else _dots(x, y, place, colour, faint=mark == "points" and len(x) > 50)
     return line + dots
@@ -159,9 +170,18 @@ def _dots(x: np.ndarray, y: np.ndarray, place: _Place, colour: str, *, faint: bo
     return f'<g fill-opacity="0.6">{dots}</g>' if faint else dots
 
 
-def _values(one: Series, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
+def _whiskers(x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, place: _Place, colour: str) -> str:
+    """Each point's interval as a stroke; down to the axis where its end is not on it (0 where it is logarithmic)."""
+    strokes = []
+    for i in np.flatnonzero(np.isfinite(x) & np.isfinite(y) & np.isfinite(high)):
+        bottom = place.y(low[i]) if np.isfinite(low[i]) else place.y.start
+        strokes.append(f"M{place.x(x[i]):.1f},{bottom:.1f}V{place.y(high[i]):.1f}")
+    return f'<path d="{"".join(strokes)}" stroke="{colour}" stroke-width="1.2" stroke-opacity="0.6"/>'
+
+
+def _values(x_values: Values, y_values: Values, log_y: bool) -> tuple[np.ndarray, np.ndarray]:
     """x and y as they are laid on the axes: log10 of y where the axis is logarithmic, NaN where there is nothing."""
-    x, y = np.asarray(one.x, dtype=np.float64), np.asarray(one.y, dtype=np.float64)
+    x, y = np.asarray(x_values, dtype=np.float64), np.asarray(y_values, dtype=np.float64)
     x, y = np.where(np.isfinite(x), x, np.nan), np.where(np.isfinite(y), y, np.nan)
     if log_y:
         return x, np.log10(np.where(y > 0, y, np.nan))

@@ -6,7 +6,6 @@ What is drawn for it (samples of every class, reconstructions, the way from nois
 
 import json
 import platform
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +20,7 @@ from moyai.data.images import ImageSet, to_uint
 from moyai.evaluation import conditions, curves, page, section, stagesection
 from moyai.firststage.codec import LatentCodec
 from moyai.model import LatentModel, example_rows
+from moyai.recipe.model import Recipe
 from moyai.version import __version__
 
 COLUMNS = 10
@@ -78,18 +78,21 @@ def _sample_blocks(material: Material, samples: np.ndarray, request: tasks.Reque
     originals = _originals(material, request)
     pictures.save_png(folder / "originals.png", originals, None)
     guidance = f", guidance {request.guidance:g}" if names else ""
-    seeds = f"seeds {request.seed} to {request.seed + request.count - 1}"
     walk = f"{request.steps} codes" if request.sampler == "codes" else f"{request.sampler}, {request.steps} steps"
-    how = f"{walk}{guidance}, {seeds}"
+    how = f"{walk}{guidance}, {_seeds(request)}"
     return [
         page.Gallery(
             (
-                _picture(originals, "Original", "pictures of the training data", None),
+                _picture(originals, "Original: pictures that were trained on", "pictures of the training data", None),
                 _picture(sheet, f"Generated: {how}", "pictures drawn by the model", recipe),
             ),
             "Originals beside generated pictures; none was chosen by hand.",
         )
     ]
+
+
+def _seeds(request: tasks.Request) -> str:
+    return f"seeds {request.seed} to {request.seed + request.count - 1}"
 
 
 def _originals(material: Material, request: tasks.Request) -> Any:
@@ -143,7 +146,10 @@ def _process_blocks(material: Material, folder: Path) -> list[Any]:
     recipe = tasks.picture_recipe(model, request)
     pictures.save_gif(folder / "process.gif", frames, recipe=recipe)
     data = pictures.gif_bytes(frames, recipe=recipe)
-    caption = "The state of the sampler, decoded, above its estimate of the picture at that moment."
+    caption = (
+        "The state of the sampler, decoded, above its estimate of the picture at that moment: "
+        f"{request.sampler}, {request.steps} steps, {_seeds(request)}."
+    )
     return [page.Picture(data, "image/gif", caption, "animation of the diffusion process")]
 
 
@@ -152,20 +158,32 @@ def _curve_blocks(material: Material) -> list[Any]:
     for stage, title in (("first_stage", "First stage"), ("decoder", "Decoder"), ("prior", "Prior")):
         path = material.run / stage / "log.jsonl"
         series = []
-        for kind, label in (("train", "training"), ("validation", "held out")):
-            name = "loss" if "loss" in log.names(path, kind) else "l1"
+        # Of a first stage the held-out pictures' distance is told, not the loss: beside it, the same of training steps.
+        whole = "loss" in log.names(path, "validation")
+        told = (("train", "training", "loss" if whole else "reconstruction"),)
+        for kind, label, name in (*told, ("validation", "held out", "loss" if whole else "l1")):
             steps, values = log.series(path, kind, name)
             if steps:
-                series.append(curves.Series(label if name == "loss" else f"{label} ({name})", steps, values))
+                series.append(curves.Series(label, steps, values))
         if series:
             of_codes = stage == "prior" and material.model.recipe.prior.kind == "codes"
-            unit = "bits per code" if of_codes else "loss"
+            unit = "bits per code" if of_codes else "loss" if whole else _distance(material.model.recipe, stage)
             svg = curves.chart(series, title=f"{title}: {unit}", x_label="step", y_label=unit, log_y=not of_codes)
-            blocks.append(page.Chart(svg, f"{title}: the loss of training steps and of held-out data."))
+            blocks.append(page.Chart(svg, f"{title}: the {unit} of training steps and of held-out data."))
     if material.times:
         shown = {name: str(timedelta(seconds=round(seconds))) for name, seconds in material.times.items()}
-        blocks.append(page.Facts({**shown, "in all": str(timedelta(seconds=round(sum(material.times.values()))))}))
+        total = str(timedelta(seconds=round(sum(material.times.values()))))
+        blocks.append(page.Facts({**shown, "in all, but for this report": total}))
     return blocks
+
+
+def _distance(recipe: Recipe, stage: str) -> str:
+    """What a first stage's curves show."""
+    decoder = stage == "decoder" and recipe.decoder is not None
+    objective = recipe.decoder.objective if decoder and recipe.decoder else recipe.first_stage.objective
+    if objective.reconstruction == "l1":
+        return "absolute error, values from -1 to 1"
+    return "error, values from -1 to 1 (training: squared, held out: absolute)"
 
 
 def _data_blocks(data: dict[str, Any]) -> list[Any]:
@@ -190,17 +208,13 @@ def _recipe_blocks(material: Material) -> list[Any]:
     }
     if isinstance(model.codec, LatentCodec):
         versions["first stage"] = f"{_count(model.codec):,} parameters"
-    blocks: list[Any] = [page.Code(material.command, "The command that repeats this run"), page.Facts(versions)]
+    repeat = " ".join([material.command, *([material.plan["overrides"]] if material.plan else [])])
+    blocks: list[Any] = [page.Code(repeat, "The command that repeats this run"), page.Facts(versions)]
     if material.plan.get("seconds"):
         rows = tuple((name, f"{value:.1f}") for name, value in material.plan["seconds"].items())
         blocks.append(page.Table(("part", "seconds planned"), rows, "How the budget was split."))
     recipe = json.dumps(model.recipe.model_dump(mode="json"), indent=2)
     return [*blocks, page.Code(recipe, "The resolved recipe")]
-
-
-def command(recipe: str, overrides: list[str]) -> str:
-    """The command line that repeats a run."""
-    return shlex.join(["moyai", "train", recipe, *overrides])
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -160,8 +160,8 @@ INSTRUMENTS = (
         0.8,
         1.2,
         "power above half the Nyquist frequency: 1 is ideal, a blur is far below",
-        below="no fine detail: {value:.2g} of the power of the originals; raise first_stage.objective.detail, or add "
-        f"{_RIVAL}",
+        below="less fine detail than the originals have, {value:.2g} of their power: raise "
+        f"first_stage.objective.detail, or add {_RIVAL}",
         above="more fine detail than the originals have, {value:.2g} of their power: train longer, or a lower "
         f"{_RIVAL}.weight",
     ),

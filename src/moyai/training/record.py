@@ -3,6 +3,7 @@
 Everything here is read and written through the folder, so that a run that was cut off anywhere is found as it is.
 """
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,16 @@ class Record:
             before = history.read_bytes() if history.is_file() else b""
             write_atomic(history, before + f"{change}\n".encode("utf-8", "backslashreplace"))
         write_json_atomic(self.folder / "data.json", data)
+
+    def keep_command(self, command: str) -> None:
+        path, text = self.folder / "command.txt", f"{command}\n".encode("utf-8", "surrogateescape")
+        if not path.is_file() or path.read_bytes() != text:
+            write_atomic(path, text)
+
+    def command(self) -> list[str]:
+        """The words that the run was begun by, as far as it knows them."""
+        path = self.folder / "command.txt"
+        return shlex.split(path.read_bytes().decode("utf-8", "surrogateescape")) if path.is_file() else []
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

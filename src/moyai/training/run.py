@@ -8,12 +8,14 @@ Everything lies in one folder:
     data.json         facts, report, fingerprint   latents/       the cache and the statistics of the latents
     plan.json         what a budget came to        prior/         as first_stage
     report.html       the report                   samples/       what it shows
+    command.txt       what repeats the run         times.json     seconds by part
 
 A finished part is not repeated; the same command goes on where an earlier one was cut off.
 """
 
 import functools
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -79,19 +81,21 @@ def train(
         raise RequestError(f"WORLD_SIZE is {processes}: moyai trains in one process; possible: without torchrun")
     if stage is not None and stage not in STAGES:
         raise RequestError(f"stage {stage!r} is unknown; {choices(stage, STAGES)}")
-    source = recipe.name if isinstance(recipe, Recipe) else str(recipe)
+    source, goes_on = recipe.name if isinstance(recipe, Recipe) else str(recipe), False
     if not isinstance(recipe, Recipe):
         file = reading.find(str(recipe))
         recipe = reading.load(file, overrides, gpu=gpu)
         if out is None and file.name == "recipe.json":  # a run's own recipe: that run goes on
-            out = file.parent
+            out, goes_on = file.parent, True
     where = chosen(None if device is None else str(device))
     folder = Path(out).expanduser() if out is not None else Path("runs") / recipe.name
     record = Record(folder)
     with RunLock(folder, force=force), Signals() as signals:
         run = Run(recipe, record, reporter or console.Silent(), signals, where)
         borrowed = [] if first_stage is None else ["--first-stage", str(first_stage)]
-        run.command = report.command(source, [*overrides, *(["--gpu"] if gpu else []), *borrowed])
+        words = [*overrides, *(["--gpu"] if gpu else []), *borrowed]
+        begun = record.command() if goes_on else []
+        run.command = shlex.join([*(begun or ["moyai", "train", source]), *words])
         if first_stage is not None:
             run.recipe = adopt(Path(first_stage).expanduser(), record, run.recipe)
         run.everything(stage, allow_data_change=allow_data_change)
@@ -118,6 +122,7 @@ class Run:
         self._perceive()
         self._plan()
         self.record.keep_data(self.data, self.change)
+        self.record.keep_command(self.command)
         todo = {
             "first_stage": self._first_stage,
             "latents": self._latents,
@@ -210,7 +215,8 @@ class Run:
 
     def _measured_plan(self) -> dict[str, Any]:
         self.reporter.say(f"measuring how far {self.recipe.budget.minutes:g} minutes go")
-        costs = budget.measure(self.recipe, self.facts, self.train, self.device, perceptual=self.perceptual)
+        with self.record.timed("measuring"):
+            costs = budget.measure(self.recipe, self.facts, self.train, self.device, perceptual=self.perceptual)
         if self.record.finished("first_stage"):  # taken over: the minutes are the prior's
             costs = replace(costs, first_stage_step=0.0)
         made = budget.plan(
@@ -223,6 +229,12 @@ class Run:
             forwards=budget.sampler_forwards(self.recipe, self.facts),
         )
         self.reporter.say(f"the budget comes to {made.overrides()}")
+        minutes, needed = self.recipe.budget.minutes or 0.0, sum(made.seconds.values()) / 60
+        if needed > 1.1 * minutes:
+            self.reporter.warn(
+                f"no fewer steps are taken, and these need about {needed:.1f} minutes instead of {minutes:g}; "
+                "possible: more minutes, fewer pictures in the report, smaller networks"
+            )
         return {
             "minutes": self.recipe.budget.minutes,
             "first_stage": made.first_stage,
