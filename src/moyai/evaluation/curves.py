@@ -102,7 +102,7 @@ def chart(
         parts += _frame(x_axis, y_axis, width)
         for i, (one, (x, y), pair) in enumerate(zip(series, values, ends, strict=True)):
             place, colour = _Place(x_axis, y_axis), f"var(--c{i % len(_COLOURS)})"
-            parts.append(_whiskers(x, y, *pair, place, colour) if pair else "")
+            parts.append(_whiskers(x, y, pair[0], pair[1], place, colour) if pair else "")
             parts.append(_drawn(one.mark, x, y, place, colour))
     else:
         parts.append(_text(width / 2, (top + bottom) / 2, "no finite values", "fill:var(--soft)", "middle"))
@@ -137,7 +137,8 @@ def _drawn(mark: str, x: np.ndarray, y: np.ndarray, place: _Place, colour: str) 
     """One series: a line, dots, or both; a level from side to side."""
     if mark == "level":
         seen = y[np.isfinite(y)]
-        path = f"M{place.x.start:.1f},{place.y(seen[0]):.1f}H{place.x.stop:.1f}" if len(seen) else ""
+        ends = (f"{x:.1f},{place.y(seen[0]):.1f}" for x in (place.x.start, place.x.stop) if len(seen))
+        path = f"M{'L'.join(ends)}" if len(seen) else ""
         return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="5 4"/>'
     line = "" if mark == "points" else _line(x, y, place, colour)
     dots = "" if mark == "line" else _dots(x, y, place, colour, faint=mark == "points" and len(x) > 50)
