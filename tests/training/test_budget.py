@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+import moyai
 import tiny
 from moyai.build import data as build_data
 from moyai.build.firststage import build_autoencoder
+from moyai.errors import RequestError
 from moyai.model import LatentModel
 from moyai.recipe import resolve
 from moyai.recipe.resolve import DataFacts
@@ -158,6 +160,46 @@ def test_minutes_too_few_for_the_fewest_steps_are_told(tmp_path: Path) -> None:
     status, said = tiny.moyai(words, tmp_path / "said", costing(1.0, 2.0))
     assert status == 0, said
     assert re.search(r"no fewer steps are taken, and these need about 1\.[0-9] minutes instead of 0\.1", said)
+
+
+def test_steps_that_a_user_gives_are_taken_whatever_was_planned(tmp_path: Path) -> None:
+    open_ended = {f"{name}.train": {**tiny.QUICK, "steps": None} for name in ("first_stage", "prior")}
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"), open_ended)
+    run = tmp_path / "run"
+    words = ["train", recipe, "budget.minutes=0.5", "--out", run]
+    assert tiny.moyai([*words, "--stage", "first_stage"], tmp_path / "said", costing(0.25, 0.5))[0] == 0
+    plan = json.loads((run / "plan.json").read_text())
+    status, said = tiny.moyai([*words, "prior.train.steps=7"], tmp_path / "said", never_measured)
+    assert status == 0, said
+    recipe_of = json.loads((run / "recipe.json").read_text())
+    assert recipe_of["prior"]["train"]["steps"] == 7 != plan["prior"]
+    assert recipe_of["first_stage"]["train"]["steps"] == plan["first_stage"]
+    assert json.loads((run / "plan.json").read_text())["overrides"].endswith(" prior.train.steps=7")
+    status, said = tiny.moyai([*words, "prior.train.steps=8", "--quiet"], tmp_path / "said", never_measured)
+    assert status == 2  # what is trained cannot have had other steps
+    assert "prior was begun with other values" in said
+
+
+def test_a_plan_of_another_network_is_made_anew_while_nothing_is_trained(tmp_path: Path) -> None:
+    open_ended = {f"{name}.train": {**tiny.QUICK, "steps": None} for name in ("first_stage", "prior")}
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", tiny.folder(tmp_path / "data"), open_ended)
+    words = ["train", recipe, "budget.minutes=0.5", "--out", tmp_path / "run", "--stage"]
+    prior_first = [*words, "prior"]  # refused, since there is no first stage yet; the plan is made
+    assert tiny.moyai(prior_first, tmp_path / "said", costing(0.25, 0.5))[0] == 2
+    before = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert tiny.moyai(prior_first, tmp_path / "said", never_measured)[0] == 2
+    assert json.loads((tmp_path / "run" / "plan.json").read_text()) == before
+    assert tiny.moyai([*prior_first, "prior.net.width=8"], tmp_path / "said", costing(0.125, 0.25))[0] == 2
+    after = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert after["prior"] > before["prior"]
+
+
+def test_overrides_are_laid_over_a_recipe_that_is_one_already(tmp_path: Path) -> None:
+    made = tiny.recipe(tiny.folder(tmp_path / "data"))
+    run = moyai.train(made, "prior.train.steps=3", out=tmp_path / "run", stage="first_stage")
+    assert json.loads((run / "recipe.json").read_text())["prior"]["train"]["steps"] == 3
+    with pytest.raises(RequestError, match=r"gpu=True lays a file's \[gpu\] table over it"):
+        moyai.train(made, gpu=True, out=tmp_path / "gpu")
 
 
 def never_measured() -> None:

@@ -56,6 +56,14 @@ def test_the_decoder_alone_moves(run: Path) -> None:
         moyai.train(str(run), "decoder.train.steps=5")
 
 
+def test_a_new_run_trains_its_decoder_too(tmp_path: Path) -> None:
+    root = tiny.folder(tmp_path / "pictures")
+    recipe = tiny.recipe_file(tmp_path / "tiny.json", root, {"first_stage.train": FEW, "prior.train": FEW})
+    run = moyai.train(str(recipe), *FURTHER, out=tmp_path / "run")
+    assert all((run / stage / "model").is_dir() for stage in ("first_stage", "prior", "decoder"))
+    assert read_json(run / "samples" / "made-of.json")["decoder"]["train"]["steps"] == 4
+
+
 def test_what_cannot_be_is_said(tmp_path: Path) -> None:
     root = tiny.folder(tmp_path / "pictures", count=12)
     recipe = str(tiny.recipe_file(tmp_path / "tiny.json", root))
@@ -65,5 +73,7 @@ def test_what_cannot_be_is_said(tmp_path: Path) -> None:
         ConfigError, match=r'decoder\.objective\.perceptual\.kind is "discriminator", but there is none'
     ):
         moyai.train(recipe, "decoder.train.steps=1", 'decoder.objective.perceptual={kind="discriminator"}')
+    with pytest.raises(RequestError, match=r"the recipe has no \[decoder\]; possible: decoder\.train\.steps"):
+        moyai.train(recipe, "first_stage.train.steps=1", stage="decoder", out=tmp_path / "none")
     with pytest.raises(RequestError, match="has no first_stage yet"):
         moyai.train(recipe, "decoder.train.steps=1", stage="decoder", out=tmp_path / "run")

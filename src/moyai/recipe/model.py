@@ -47,8 +47,10 @@ AUTOENCODER_MULTIPLIERS = {
 class BudgetConfig(Config):
     """How long the whole run may take, where the recipe does not say steps or epochs."""
 
-    minutes: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="of the whole run, from data report to final report; 20 where no stage says steps or epochs"
+    minutes: Annotated[float, Field(gt=0, le=525_600)] | None = Field(
+        None,
+        description="of the whole run, from data report to final report, but for a [decoder], which says its own "
+        "steps; 20 where no stage says steps or epochs",
     )
     first_stage: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="the share of the training time that the first stage gets"

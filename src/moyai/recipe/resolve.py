@@ -175,9 +175,10 @@ def _lengths(recipe: Recipe, count: int) -> dict[str, Any]:
 
 
 def with_steps(recipe: Recipe, first_stage: int, prior: int) -> Recipe:
-    """The recipe with the step counts that a measured budget commits to."""
+    """The recipe with the step counts that a measured budget commits to, where it has none of its own."""
     counts = {"first_stage": first_stage, "prior": prior}
-    return changed(recipe, {f"{stage}.train.steps": counts[stage] for stage in stages(recipe) if stage in counts})
+    open_ended = [s for s in stages(recipe) if s in counts and getattr(recipe, s).train.steps is None]
+    return changed(recipe, {f"{stage}.train.steps": counts[stage] for stage in open_ended})
 
 
 def train_intervals(train: TrainConfig, look: float = 0.0) -> TrainConfig:
