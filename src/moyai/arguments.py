@@ -125,6 +125,13 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--seed", type=int, default=None, help="of a run's first sample (default: 1000000)")
     _walk_words(p)
     p.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the values there")
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="of pictures that are no run: also write the values, and sheets of those nearest to training pictures",
+    )
     p.add_argument("--device", default=None, help="cpu, cuda or cuda:N (default: cuda where there is one)")
     p.add_argument("--quiet", action="store_true", help="only warnings and the table")
 

@@ -1,17 +1,20 @@
 """The command line. Each command reads its words, calls one function and prints what came of it.
 
-The user's mistakes are one line and exit status 2; a disk that is full 3; training that cannot go on 4; a signal
-128 + its number. torch is imported by the commands that need it, so that help answers at once.
+The user's mistakes, and what the system refuses, are one line and exit status 2; a disk that is full 3; training that
+cannot go on 4; a signal 128 + its number. torch is imported by the commands that need it, so that help answers at once.
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from moyai import console
 from moyai.arguments import EDITED, parser
-from moyai.errors import MoyaiError
+from moyai.errors import MoyaiError, SaveError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no room, or no writing at all
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.overrides = [*options.overrides, *more]
         return COMMANDS[options.command](options)
     except MoyaiError as error:
-        sys.stderr.write(f"moyai: {console.printable(str(error), sys.stderr.encoding)}\n")
+        _complain(str(error))
         return error.status
     except KeyboardInterrupt:
         sys.stderr.write("moyai: stopped\n")
@@ -34,6 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+    except OSError as error:  # what no command foresaw
+        place = "" if error.filename is None else f"{error.filename}: "
+        _complain(f"{place}{error.strerror or error}")
+        return SaveError.status if error.errno in FULL else MoyaiError.status
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"moyai: {console.printable(text, sys.stderr.encoding)}\n")
 
 
 def _train(o: argparse.Namespace) -> int:
@@ -100,7 +111,7 @@ def _evaluate(o: argparse.Namespace) -> int:
     from moyai.commands.evaluate import Options, evaluate
 
     settings = {"steps": o.steps, "sampler": o.sampler, "guidance": asking.guidance(o.guidance)}
-    options = Options(o.against, o.extractor, o.n, o.seed, o.json, _device(o), o.snapshots)
+    options = Options(o.against, o.extractor, o.n, o.seed, o.json, _device(o), o.snapshots, o.out)
     with console.reporter(quiet=o.quiet) as reporter:
         for line in evaluate(o.path, reporter, options, settings):
             console.result(line)

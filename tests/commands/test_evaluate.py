@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -14,11 +15,11 @@ import pytest
 from PIL import Image
 
 import tiny
-from moyai import cli
+from moyai import cli, console
 from moyai.checkpoints import models
 from moyai.commands import evaluate as evaluation
 from moyai.commands.evaluate import table
-from moyai.commands.subjects import Halves
+from moyai.commands.subjects import Halves, against
 from moyai.data.images import ImageSet, SourceFile
 from moyai.evaluation import extractors
 
@@ -104,6 +105,33 @@ def test_a_run_is_judged_with_its_first_stage_and_sampled_arrays_by_its_data(
     assert (status, error) == (0, "")
     assert values(tmp_path / "z.json")["samples"]["fid"]["reference"] != drawn["samples"]["fid"]["reference"]
     assert "class accuracy" in values(tmp_path / "z.json")["samples"]
+
+
+def test_copies_in_a_folder_are_named_and_shown(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    """Two of the pictures are training pictures under other names; the sheets lie where `--out` says."""
+    folder, out = tmp_path / "made", tmp_path / "out"
+    folder.mkdir()
+    halves = against(str(data), tmp_path / "cache", lambda *_: None)
+    fresh, _ = tiny.shapes(20, seed=99)
+    for i, picture in enumerate(fresh):
+        Image.fromarray(picture).save(folder / f"fresh{i:02d}.png")
+    for i in (3, 7):
+        Image.fromarray(np.asarray(halves.train.pixels[i])[0]).save(folder / f"stolen{i}.png")
+    status, said, error = evaluate(folder, "--against", data, "--out", out)
+    assert status == 0, error
+    for i in (3, 7):
+        assert re.search(rf"near in pixels: stolen{i}\.png to {re.escape(halves.train.names[i])} \(0\)", said)
+    found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert {match["sample"] for match in found["copies"]["pixels"]["worst"][:2]} == {"stolen3.png", "stolen7.png"}
+    assert {path.name for path in (out / "evaluation").iterdir()} == set(found["facts"]["sheets"])
+    assert len(found["facts"]["sheets"]) == 3
+
+
+def test_what_was_measured_is_kept_when_nobody_listens(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    """`moyai evaluate ... | head -1`: the reader goes after the first line."""
+    lines = evaluation.evaluate(data, console.Silent(), evaluation.Options(str(data), json=tmp_path / "x.json"), {})
+    next(lines)
+    assert (tmp_path / "x.json").is_file()
 
 
 def test_classes_count_only_where_the_reference_has_them(evaluate: Command, data: Path, tmp_path: Path) -> None:

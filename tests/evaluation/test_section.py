@@ -1,5 +1,6 @@
 """The section says what the files say: read back from the page, with every file, with few, with those of old runs."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -43,7 +44,8 @@ def with_steps(run: Path, *fids: float, **changes: Any) -> Path:
         for i, fid in enumerate(fids)
     ]
     (run / "evaluation").mkdir(exist_ok=True)
-    (run / snapshots.FILE).write_text(json.dumps({"facts": {}, "steps": steps}))
+    facts = {"extractor": "own (abc)", "reference": {"count": 5000, "sha256": "..."}}
+    (run / snapshots.FILE).write_text(json.dumps({"facts": facts, "steps": steps}))
     return run
 
 
@@ -138,19 +140,56 @@ def test_fid_is_drawn_against_the_step_beside_the_floor(tmp_path: Path) -> None:
     assert table.rows[2][1] == "4 (3.6 to 4.4)"
 
 
-@pytest.mark.parametrize("changes", [{"source": "another (def)"}, {"reference": 100}, {"count": 1000}])
+@pytest.mark.parametrize("changes", [{"source": "another (def)"}, {"reference": 100}, {"count": 201}])
 def test_steps_that_cannot_be_compared_with_the_floor_stand_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
     found = charts(section.blocks(with_steps(evaluated(tmp_path), 9.0, 4.0, **changes)))
     assert list(told(found["FID against training step"])) == ["samples"]
     assert len(list(found["Precision against recall"].iter(f"{SVG}circle"))) == 3
 
 
-def test_steps_of_another_request_are_not_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [{"request": {"seed": 1}}, {"extractor": "inception (def)"}, {"reference": {"count": 100}}, {}]
+)
+def test_steps_of_another_request_extractor_or_reference_are_not_shown(tmp_path: Path, other: dict[str, Any]) -> None:
     run = with_steps(evaluated(tmp_path), 9.0, 4.0)
-    (run / snapshots.FILE).write_text(
-        (run / snapshots.FILE).read_text().replace('"facts": {}', '"facts": {"request": {"seed": 1}}')
-    )
-    assert list(charts(section.blocks(run))) == ["Precision against recall"]
+    stored = json.loads((run / snapshots.FILE).read_text())
+    (run / snapshots.FILE).write_text(json.dumps({**stored, "facts": stored["facts"] | other}))
+    assert ("FID against training step" in charts(section.blocks(run))) is (other == {})
+
+
+def test_an_evaluation_of_another_model_is_named_and_not_shown(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+    result = json.loads((run / "evaluation.json").read_text())
+    result["facts"]["model_hash"] = "then"
+    (run / "evaluation.json").write_text(json.dumps(result))
+    (block,) = section.blocks(run, "now")
+    assert isinstance(block, page.Warning)
+    assert "of the model as it was before" in block.text
+    assert len(section.blocks(run, "then")) > 1
+
+
+def test_other_data_are_named(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+    assert "Judged against" not in texts(section.blocks(run), page.Warning)
+    result = json.loads((run / "evaluation.json").read_text())
+    result["facts"]["against"] = "elsewhere.zip"
+    (run / "evaluation.json").write_text(json.dumps(result))
+    assert "Judged against elsewhere.zip, not against the data of this run" in texts(section.blocks(run), page.Warning)
+
+
+def test_a_sheet_of_another_evaluation_is_not_shown_beside_these_numbers(tmp_path: Path) -> None:
+    run = evaluated(tmp_path)
+    (run / "evaluation").mkdir()
+    sheet = run / "evaluation" / "neighbours.png"
+    sheet.write_bytes(b"one")
+    result = json.loads((run / "evaluation.json").read_text())
+    result["facts"]["sheets"] = {"neighbours.png": hashlib.sha256(b"one").hexdigest()}
+    (run / "evaluation.json").write_text(json.dumps(result))
+    assert any(isinstance(block, page.Picture) for block in section.blocks(run))
+    sheet.write_bytes(b"another")
+    blocks = section.blocks(run)
+    assert not any(isinstance(block, page.Picture) for block in blocks)
+    assert "neighbours.png is of another evaluation" in texts(blocks, page.Warning)
 
 
 def test_one_step_makes_no_curve_and_a_wide_range_is_logarithmic(tmp_path: Path) -> None:

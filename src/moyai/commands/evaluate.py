@@ -6,6 +6,7 @@ prior has not begun the first stage is judged alone. What they are judged agains
 """
 
 import functools
+import hashlib
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,6 +54,7 @@ class Options:
     json: Path | None = None
     device: torch.device | str = "cpu"
     snapshots: bool = False
+    out: Path | None = None
 
 
 def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -60,7 +62,11 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
     chosen = extractors.read(options.extractor)
     _check(path, options, settings)
     if subjects.is_run(path) and models.has_only_a_first_stage(path):
-        yield from _said(_first_stage(path, chosen, reporter, options, settings), options)
+        result = _first_stage(path, chosen, reporter, options, settings)
+        _write(result, options, None)
+        yield from table(result)
+        if options.json is not None:
+            yield f"written to {options.json}"
         yield "there is no prior yet: the first stage was judged alone"
         return
     steps: Steps = iter(())
@@ -69,25 +75,39 @@ def evaluate(path: Path, reporter: Reporter, options: Options, settings: Mapping
     else:
         found = _pictures(path, chosen, reporter, options)
     result = found.plain()
-    yield from _said(result, options)
-    if subjects.is_run(path):
-        write_json_atomic(path / "evaluation.json", result)
+    home = path if subjects.is_run(path) else options.out
+    if home is not None:  # before anything is said: whoever is told something can rely on its being there
         training = found.reference.searched
-        gallery.write(path, found.copies, found.samples, training.pixels, found.features, training.features)
+        sheets = gallery.write(home, found.copies, found.samples, training.pixels, found.features, training.features)
+        result["facts"]["sheets"] = {sheet.name: hashlib.sha256(sheet.read_bytes()).hexdigest() for sheet in sheets}
+    _write(result, options, home)
+    yield from table(result)
+    yield from _copies(result)
+    yield from (f"written to {place}" for place in (options.json, options.out) if place is not None)
+    if subjects.is_run(path):
         for step, values in steps:
             told = (f"{name} {wording.shown(value)}" for name, value in values.items())
             yield f"step {step:,}: {', '.join(told)}"
         yield f"`moyai train {path}` puts this into the report"
 
 
-def _said(result: dict[str, Any], options: Options) -> Iterator[str]:
-    """The table's lines; writes the result where `--json` asks for it."""
+def _write(result: dict[str, Any], options: Options, home: Path | None) -> None:
+    """The result into the folder of what was judged, and where `--json` asks for it."""
     if options.against is not None:
         result["facts"]["against"] = options.against
-    yield from table(result)
-    if options.json is not None:
-        write_json_atomic(options.json, result)
-        yield f"written to {options.json}"
+    for path in (None if home is None else home / "evaluation.json", options.json):
+        if path is not None:
+            write_json_atomic(path, result)
+
+
+def _copies(result: Mapping[str, Any]) -> Iterator[str]:
+    """The files that are nearer to a training picture than the border, nearest first."""
+    for space, found in result["copies"].items():
+        close = [m for m in found["worst"] if m["distance"] <= found["border"] and isinstance(m["sample"], str)]
+        for match in close:
+            yield f"near in {space}: {match['sample']} to {match['training']} ({match['distance']:.3g})"
+        if close and (more := found["close"] - len(close)) > 0:
+            yield f"near in {space}: {more} more"
 
 
 def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
@@ -101,6 +121,12 @@ def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
             raise RequestError(f"{path} is no run, so --against has to name what it is judged against: {AGAINST}")
         if wrong := _for_samples(options, settings):
             raise RequestError(f"--{wrong[0]} is for the samples of a run; {path} holds its pictures already")
+        if options.out is not None and options.out.exists() and not options.out.is_dir():
+            raise RequestError(f"--out {options.out} is a file; possible: a folder, or a new name")
+    elif options.out is not None:
+        raise RequestError(f"--out is for pictures that lie by themselves; {path} is a run, and keeps its own sheets")
+    if subjects.is_run(path) and options.count is not None and options.count < 4:
+        raise RequestError(f"--n {options.count} is too few to judge; possible: 4 or more")
     if options.json is not None:
         outputs.check_json(options.json, "evaluation.json")
 

@@ -96,7 +96,7 @@ def _files(path: Path, reference: Halves, cache: Path, progress: Progress) -> Pi
     if images.classes and set(images.classes) <= set(reference.classes):
         number = np.array([reference.classes.index(name) for name in images.classes], dtype=np.int64)
         targets["class"] = number[images.fields["class"]]
-    return Pictures(np.asarray(images.pixels[np.arange(images.count)]), targets)
+    return Pictures(np.asarray(images.pixels[np.arange(images.count)]), targets, tuple(images.names))
 
 
 def _size(root: Path) -> tuple[int, int]:
@@ -159,7 +159,8 @@ def _arrays(path: Path, reference: Halves) -> Pictures:
             )
         if labels.min() >= 0:  # -1 is no class
             targets["class"] = labels.astype(np.int64)
-    return Pictures(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), targets)
+    called = tuple(f"{path.name}[{number}]" for number in range(len(images)))
+    return Pictures(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), targets, called)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -58,11 +58,13 @@ class Assessment:
     features: Features  # of the samples
     reference: Reference
     facts: Mapping[str, Any]
+    names: tuple[str, ...] = ()  # of the samples, where they are files
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         rows = {row: {name: _plain(v) for name, v in values.items()} for row, values in self.values.items()}
-        copies = {space: _plain_copies(found, self.reference.searched.names) for space, found in self.copies.items()}
+        names = self.reference.searched.names
+        copies = {space: _plain_copies(found, names, self.names) for space, found in self.copies.items()}
         return {"rows": rows, "facts": dict(self.facts), "copies": copies}
 
 
@@ -130,7 +132,7 @@ def assess_pictures(
     values["samples"] |= {NEAR[space]: each.close for space, each in found.items()}
     facts = {"samples": len(samples.pixels), **_facts(extractor, reference, len(index), groups)}
     facts |= {"searched for copies": len(reference.searched.features), "training": train.count}
-    return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts)
+    return Assessment(values, found, _upright(samples.pixels), of["samples"], reference, facts, samples.names)
 
 
 def assess_first_stage(
@@ -275,10 +277,16 @@ def _plain(value: Value) -> dict[str, Any]:
     return {**{name: getattr(value, name) for name in names}, "source": str(value.source)}
 
 
-def _plain_copies(found: Memorization, names: tuple[str, ...]) -> dict[str, Any]:
-    """The border, the nearest samples with the names of their training pictures, and the close ones by group."""
+def _plain_copies(found: Memorization, names: tuple[str, ...], mine: tuple[str, ...]) -> dict[str, Any]:
+    """The border, the nearest samples with the names of their training pictures, and the close ones by group. A sample
+    is named where it has a name, and numbered in the request where it has none."""
     worst = [
-        {"sample": m.sample, "training": names[m.training], "distance": m.distance, "group": m.group}
+        {
+            "sample": mine[m.sample] if mine else m.sample,
+            "training": names[m.training],
+            "distance": m.distance,
+            "group": m.group,
+        }
         for m in found.worst
     ]
     by_group = {str(group): count for group, count in found.by_group.items()}

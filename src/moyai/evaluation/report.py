@@ -50,7 +50,7 @@ def write(material: Material, progress: Callable[[int, int], None] | None = None
         page.Section("Samples", _sample_blocks(material, samples, request, folder)),
         page.Section("First stage", stagesection.blocks(material.run, material.model, material.held_out, folder)),
         page.Section("From noise to samples", _process_blocks(material, folder)),
-        page.Section("Evaluation", section.blocks(material.run)),
+        page.Section("Evaluation", section.blocks(material.run, material.model.digest)),
         page.Section("Training", _curve_blocks(material)),
         page.Section("Data", _data_blocks(material.data)),
         page.Section("Recipe", _recipe_blocks(material)),

@@ -32,13 +32,16 @@ SMALL = 4096  # numbers of a picture that copies are looked for in: larger ones 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures to judge, (N, C, H, W) uint8 or uint16, and by field what each was asked to be, (N,)."""
+    """Pictures to judge, (N, C, H, W) uint8 or uint16, by field what each was asked to be, (N,), and what each is
+    called where they lie, () where they have only numbers."""
 
     pixels: np.ndarray
     targets: Mapping[str, np.ndarray] = field(default_factory=dict)  # "class": int64; "position": 0 to 1
+    names: tuple[str, ...] = ()
 
     def rows(self, index: np.ndarray) -> "Pictures":
-        return Pictures(self.pixels[index], {name: values[index] for name, values in self.targets.items()})
+        targets = {name: values[index] for name, values in self.targets.items()}
+        return Pictures(self.pixels[index], targets, tuple(self.names[i] for i in index) if self.names else ())
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,12 @@ A range in brackets is a 95 % interval, ± one standard error: how far the value
 the same source, the training pictures it is measured against held fixed. That of the sliced Wasserstein distance \
 covers only its choice of directions. Values of another extractor, or at other counts, are on another scale and cannot \
 be compared with these.{neighbourhood}"""
-FIRST_STAGE = """ "First stage" is what these pictures become through the latents and back. Samples are seldom better \
-than that, so where both rows are alike, a better first stage helps more than a longer training."""
+FIRST_STAGE = """ "First stage" is what these pictures become through the latents and back; its FID is against the \
+training pictures, as every other here, not against the originals. Samples are seldom better than that, so where both \
+rows are alike, a better first stage helps more than a longer training."""
+STALE = """The evaluation in this folder is of the model as it was before; `moyai evaluate {run}` judges this one."""
+AGAINST = """Judged against {against}, not against the data of this run: "held out" and "training pictures" are the \
+two halves of those."""
 FEWER = """
 
 There are fewer held-out pictures than samples. Values that depend on the number of pictures, FID first of all, are \
@@ -50,13 +54,19 @@ features. Neighbours of the same kind show that the sample was understood as one
 and detail show that it was drawn anew. The number is the distance to the nearest."""
 
 
-def blocks(run: Path) -> list[page.Block]:
-    """The blocks of the section; empty where the run was not evaluated. DataError where a file is not to be read."""
+def blocks(run: Path, model: str | None = None) -> list[page.Block]:
+    """The blocks of the section; empty where the run was not evaluated. DataError where a file is not to be read.
+
+    model: the hash of the run's model as it is now. An evaluation of another one is named, and not shown.
+    """
     if not (run / RESULT).is_file():
         return []
     result = read_json(run / RESULT)
+    if model is not None and result["facts"].get("model_hash", model) != model:
+        return [page.Warning(STALE.format(run=run))]
     rows, names = ordered(result)
     steps = _steps(run, result["facts"])
+    against = result["facts"].get("against")
     return [
         page.Text(
             INTRODUCTION.format(
@@ -64,20 +74,26 @@ def blocks(run: Path) -> list[page.Block]:
             )
             + (FEWER if "as many samples" in rows else "")
         ),
+        *([] if against is None else [page.Warning(AGAINST.format(against=against))]),
         *_tables(rows, names, result["facts"]),
         *_warnings(rows),
         *_charts(rows, steps),
         *_copies(run, rows.get("samples", {}), result),
-        *_picture(run / NEIGHBOURS, NEIGHBOURS_CAPTION, "samples above their nearest training pictures"),
+        *_picture(
+            run / NEIGHBOURS, NEIGHBOURS_CAPTION, "samples above their nearest training pictures", result["facts"]
+        ),
     ]
 
 
 def _steps(run: Path, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The averages that were measured; none where they drew another request than the table's samples."""
+    """The averages that were measured; none where they drew another request than the table's samples, or were judged by
+    another extractor or against other pictures."""
     if not (run / snapshots.FILE).is_file():
         return []
     found = read_json(run / snapshots.FILE)
-    same = found["facts"].get("request") == facts.get("request")
+    theirs = found["facts"]
+    same = all(theirs.get(name) == facts.get(name) for name in ("request", "extractor"))
+    same = same and theirs.get("reference", {}).get("count") == facts.get("reference")
     return list(found["steps"]) if same else []
 
 
@@ -181,9 +197,8 @@ def _by_step(rows: Rows, steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _comparable(level: Mapping[str, Any], value: Mapping[str, Any]) -> bool:
-    """Whether two values are of one extractor and one reference, and of about as many pictures."""
-    same = level["source"] == value["source"] and level["reference"] == value["reference"]
-    return same and 0.5 <= level["count"] / value["count"] <= 2
+    """Whether two values are of one extractor, one reference and as many pictures."""
+    return all(level[name] == value[name] for name in ("source", "reference", "count"))
 
 
 def _steps_table(steps: Sequence[Mapping[str, Any]]) -> page.Table:
@@ -211,8 +226,8 @@ def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping
     named = [b for space, one in found.items() for b in (*_named(one, facts, space), *_by_group(one, space))]
     return [
         *said,
-        *_picture(run / WORST["features"], WORST_CAPTION, alt),
-        *_picture(run / WORST["pixels"], WORST_IN_PIXELS, alt),
+        *_picture(run / WORST["features"], WORST_CAPTION, alt, facts),
+        *_picture(run / WORST["pixels"], WORST_IN_PIXELS, alt, facts),
         *named,
     ]
 
@@ -257,8 +272,12 @@ def _sentence(value: Mapping[str, Any]) -> str:
     return f"{said} {'That is no more than expected.' if share <= EXPECTED else 'Chance can explain that.'}"
 
 
-def _picture(path: Path, caption: str, alt: str) -> list[page.Block]:
+def _picture(path: Path, caption: str, alt: str, facts: Mapping[str, Any]) -> list[page.Block]:
+    """A sheet, unless it is of another evaluation than the numbers: these are written after all of theirs."""
     if not path.is_file():
         return []
+    known = facts.get("sheets", {}).get(path.name)
+    if known is not None and known != hashlib.sha256(path.read_bytes()).hexdigest():
+        return [page.Warning(f"{path.name} is of another evaluation than these numbers: evaluate once more")]
     # Not pixelated: the sheet has its pixels as large as it wants them, and its letters should stay readable.
     return [page.Picture(path.read_bytes(), "image/png", caption, alt, pixelated=False)]
