@@ -1,6 +1,7 @@
 """The command line: help, one line for every mistake, and awkward places. Never a traceback."""
 
 import argparse
+import errno
 import functools
 import json
 import os
@@ -108,16 +109,44 @@ def test_requests_that_cannot_be_met(words: list[str], message: str, finished_ru
         (["sample", "RECIPE"], "is no run"),
         (["recipe", "prior.nte"], "did you mean"),
         (["check", "nowhere"], "there is no recipe"),
+        (["train", "STAGE"], "is a part of a run and no run itself; possible: RUN"),
+        (
+            ["sample", "STAGE"],
+            "is no run (it has no recipe.json and data.json); possible: RUN, the run it is a part of",
+        ),
+        (["inspect", "STAGE"], "is no run (it has no recipe.json and data.json); possible: RUN, "),
     ],
 )
 def test_commands_that_cannot_be_met(words: list[str], message: str, finished_run: Path, tmp_path: Path) -> None:
-    named = {"RECIPE": str(finished_run / "tiny.json"), "DATA": str(finished_run / "data")}
-    words = [named.get(word, word) for word in words]
+    run = finished_run / "run"
+    named = {"RECIPE": finished_run / "tiny.json", "DATA": finished_run / "data", "STAGE": run / "first_stage"}
+    words = [str(named.get(word, word)) for word in words]
     if words[0] == "train":
         words += ["--out", str(tmp_path / "run"), "--quiet"]
     status, said = tiny.moyai(words, tmp_path / "said", lambda: os.chdir(tmp_path))
     assert status == 2, said
-    assert message in tiny.one_line(said)
+    assert message.replace("RUN", str(run)) in tiny.one_line(said)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "moyai: No space left on device"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "x.png"), 3, "moyai: x.png: Disk quota exceeded"),
+        (OSError(errno.EROFS, "Read-only file system", "x.png"), 3, "moyai: x.png: Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.png"), 2, "moyai: x.png: Permission denied"),
+        (OSError("cannot identify image"), 2, "moyai: cannot identify image"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    error: OSError, expected: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refused(options: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "recipe", refused)
+    assert cli.main(["recipe"]) == expected
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.parametrize("words", [[], ["draw"], ["train"], ["sample", "x", "--n", "many"], ["inspect", "x", "--y"]])

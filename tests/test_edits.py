@@ -309,9 +309,9 @@ def test_the_command(finished_run: Path, tmp_path: Path) -> None:
     assert status == 0, said
     assert "4 pictures in" in said
     sheet = np.asarray(Image.open(tmp_path / "out.png"))
-    status, said = edit(a, b, "--mask", mask, "--like", tmp_path / "out.png")
+    status, said = edit(a, b, "--mask", mask, "--like", tmp_path / "out.png", "--out", tmp_path / "again.png")
     assert status == 0, said
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), sheet)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "again.png")), sheet)
     status, said = edit(tmp_path / "tall.png", "--class", "ring", "--strength", 0.4, "--steps", 2)
     assert status == 0, said
     assert "tall.png: brought from another size by" in said
@@ -324,7 +324,7 @@ def test_the_command(finished_run: Path, tmp_path: Path) -> None:
         ([tmp_path / "tall.png", "--mask", mask], "the mask must have the size of the picture"),
         ([a, "--strength", "2"], "strength 2.0 is out of range; possible"),
         ([a, "--strength", "0.5", "--grid", "table"], "strength 0.5 does not; possible: karras"),
-        ([a, b, "--out", b], "is one of the pictures to begin with; possible: another name"),
+        ([a, b, "--out", b], "is one of the pictures to be read; possible: another --out"),
         ([a, "--like", finished_run / "run" / "samples" / "samples.png"], "was drawn from nothing, not of another one"),
         ([a, "--like", tmp_path / "way.gif", "--strength", "0.3"], "--strength would change that"),
         ([a, "--like", tmp_path / "way.gif"], "possible: `moyai edit` with the same picture"),

@@ -251,9 +251,35 @@ def test_windows_files_and_a_runs_folder(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf" + BASE.replace("\n", "\r\n").encode())
     recipe = recipes.load(path)
     (tmp_path / "recipe.json").write_text(recipes.to_json(recipe), encoding="utf-8")
+    (tmp_path / "data.json").write_text("{}")
     assert recipes.find(str(tmp_path)) == tmp_path / "recipe.json"
     assert recipes.load(tmp_path) == recipes.load(tmp_path / "recipe.json") == recipe
     assert recipes.load(tmp_path, ["seed=3"]).seed == 3
+
+
+def test_a_stages_folder_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage keeps the recipe too; taken for a run's, a whole run would be trained inside the stage's folder."""
+    run, stage = tmp_path / "run", tmp_path / "run" / "first_stage"
+    stage.mkdir(parents=True)
+    text = recipes.to_json(recipes.parse(BASE))
+    for folder in (run, stage):
+        (folder / "recipe.json").write_text(text, encoding="utf-8")
+    # killed before its data were written: no folder of a run, but its recipe can still be begun with
+    with pytest.raises(
+        RequestError, match=r"has a recipe\.json but no data\.json.*; possible: .*run/recipe\.json, which"
+    ):
+        recipes.find(str(run))
+    assert recipes.find(str(run / "recipe.json")) == run / "recipe.json"
+    (run / "data.json").write_text("{}")
+    assert recipes.find(str(run)) == run / "recipe.json"
+    for path in (stage, stage / "recipe.json"):
+        with pytest.raises(RequestError, match=f"is a part of a run and no run itself; possible: {run}$"):
+            recipes.find(str(path))
+    monkeypatch.chdir(stage)
+    with pytest.raises(RequestError, match=f"possible: {run}$"):
+        recipes.find(".")
+    (stage / "data.json").write_text("{}")  # a run of its own, wherever it lies
+    assert recipes.find(".") == Path("recipe.json")
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '{"name": 1e999}', "[" * 5000])

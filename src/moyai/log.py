@@ -8,10 +8,12 @@ back to its checkpoint's step first, so that what is done again is written once.
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from moyai.files import write_atomic
+from moyai.errors import DataError
+from moyai.files import save_error, write_atomic
 
 Line = dict[str, Any]
 
@@ -24,39 +26,74 @@ class Mirror(Protocol):
 
 
 class Log:
-    """Appends lines to a file; each is with the operating system before the call returns."""
+    """Appends lines to a file; each is with the operating system before the call returns. SaveError where the disk
+    says no."""
 
     def __init__(self, path: Path, *, step: int) -> None:
-        """step: the checkpoint's step; later lines of an earlier attempt are cut off."""
+        """step: the checkpoint's step; later lines of an earlier attempt are cut off. DataError as `read`."""
         self.path = path
         kept = [line for line in read(path) if line["step"] <= step]
         write_atomic(path, "".join(_text(line) for line in kept).encode())
-        self._file = path.open("ab")
+        self._waiting = 0  # bytes that were not forced to the disk yet
+        with self._saving():
+            self._file = path.open("ab", buffering=0)  # what the disk refused is not tried again when closing
         self.also: Mirror | None = None
 
     def write(self, line: Line) -> None:
-        self._file.write(_text(line).encode())
-        self._file.flush()
-        if self.also is not None:
-            self.also.write(line)
+        left = memoryview(_text(line).encode())
+        self._waiting += len(left)
+        with self._saving():
+            while left:  # the system may take less than it was given
+                left = left[self._file.write(left) :]
+            if self.also is not None:
+                self.also.write(line)
 
     def close(self) -> None:
         """Also brings the lines to the disk, before a checkpoint that they belong to is committed."""
-        self.sync()
-        self._file.close()
-        if self.also is not None:
-            self.also.close()
+        with self._saving():
+            try:
+                os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
+                if self.also is not None:
+                    self.also.close()
 
     def sync(self) -> None:
-        os.fsync(self._file.fileno())
+        with self._saving():
+            os.fsync(self._file.fileno())
+        self._waiting = 0
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """What the system says against it, as SaveError."""
+        try:
+            yield
+        except OSError as error:
+            raise save_error(error, self.path, self._waiting) from error
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The lines of a log; a last line cut off by a kill is left out."""
+    """The lines of a log; a last line cut off by a kill is left out. DataError names any other that is none."""
     if not path.is_file():
         return
-    for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
-        yield json.loads(text)
+    try:
+        texts = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):
+            line = None
+        if not _is_line(line):
+            raise DataError(f"{path}: line {number} is none of a log; it was altered; possible: to remove that line")
+        yield line
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    return all(isinstance(line.get(kind, {}), dict) for kind in ("train", "validation"))
 
 
 def series(path: Path, kind: str, name: str) -> tuple[list[int], list[float]]:

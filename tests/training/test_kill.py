@@ -111,6 +111,22 @@ def dies_in_export(stage: str, point: str) -> Callable[[], None]:
     return arrange
 
 
+def dies_in_a_snapshot(stage: str) -> Callable[[], None]:
+    """The kill comes as the first snapshot of a stage has been written, but has no name yet."""
+
+    def arrange() -> None:
+        snapshot = Runner._snapshot
+
+        def fatal(self: Runner) -> None:
+            if self.stage.name == stage:
+                self.fault = lambda here: die() if here == "before the rename" else None
+            snapshot(self)
+
+        Runner._snapshot = fatal  # type: ignore[method-assign]
+
+    return arrange
+
+
 def dies_calling(module: Any, name: str, count: int, *, after: bool = False) -> Callable[[], None]:
     """The kill comes as a function is called for the `count`-th time, or has returned."""
 
@@ -180,6 +196,16 @@ def test_killed_while_the_finished_model_is_written(
             assert point == "after the rename"
             native.verify(out / stage / "model")
             break
+    assert tiny.wait(tiny.start(command(recipe, out), tmp_path / "said")) == 0
+    check(out, straight[0])
+
+
+def test_killed_while_a_snapshot_is_written(
+    recipe: Path, straight: tuple[Outcome, float], at_the_end: dict[str, Path], tmp_path: Path
+) -> None:
+    out = copied(at_the_end["latents"], tmp_path / "run")
+    assert tiny.wait(tiny.start(command(recipe, out, dies_in_a_snapshot("prior")), tmp_path / "said")) == -9
+    assert [path.name[:9] for path in (out / "prior" / "snapshots").iterdir()] == [".staging-"]
     assert tiny.wait(tiny.start(command(recipe, out), tmp_path / "said")) == 0
     check(out, straight[0])
 

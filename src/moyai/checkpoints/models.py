@@ -73,14 +73,17 @@ def _examples(run: Path) -> dict[str, np.ndarray]:
 
 
 def described(run: Path) -> tuple[Recipe, DataFacts]:
-    """The resolved recipe and the data's facts, as the run saved them."""
+    """The resolved recipe and the data's facts, as the run saved them.
+
+    Raises RequestError where `run` is no run; ConfigError, DataError or CheckpointError where its files were altered.
+    """
     if not run.exists():
         raise RequestError(f"{run} does not exist; possible: a folder that `moyai train` made")
-    if not (run / "recipe.json").is_file() or not (run / "data.json").is_file():
-        raise RequestError(
-            f"{run} is no run (it has no recipe.json and data.json); possible: a folder that `moyai train` made"
-        )
-    recipe = reading.from_json((run / "recipe.json").read_text(encoding="utf-8"))
+    if not reading.is_run(run):
+        whole = reading.run_around(run)
+        possible = f"{whole}, the run it is a part of" if whole else "a folder that `moyai train` made"
+        raise RequestError(f"{run} is no run (it has no recipe.json and data.json); possible: {possible}")
+    recipe = reading.load(run / "recipe.json")
     data: dict[str, Any] = read_json(run / "data.json")
     try:
         return recipe, DataFacts.model_validate(data["facts"])

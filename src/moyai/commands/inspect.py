@@ -6,7 +6,7 @@ from typing import Any
 
 from moyai import log, pictures
 from moyai.build.data import read_data
-from moyai.checkpoints import native, tensors
+from moyai.checkpoints import models, native, tensors
 from moyai.data import report as data_report
 from moyai.data import splits
 from moyai.data.config import Cifar10Config, DataConfig, FolderConfig, IdxConfig, NiftiConfig, OasisConfig
@@ -14,8 +14,7 @@ from moyai.data.locate import cache_folder
 from moyai.errors import RequestError
 from moyai.evaluation import curves, page
 from moyai.evaluation.terminal import terminal_plot
-from moyai.files import read_json
-from moyai.recipe import reading, resolve
+from moyai.recipe import reading
 
 STAGES = ("first_stage", "prior", "decoder")
 PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".webp")
@@ -47,13 +46,11 @@ def inspect(path: Path, *, plot: Path | None = None) -> Iterator[str]:
 
 
 def _run(run: Path) -> Iterator[str]:
-    recipe = reading.from_json((run / "recipe.json").read_text(encoding="utf-8"))
+    recipe, facts = models.described(run)
     yield f"run {recipe.name}: data {recipe.data.kind} {recipe.data.name or ''}, seed {recipe.seed}"
-    if (run / "data.json").is_file():
-        facts = resolve.DataFacts.model_validate(read_json(run / "data.json")["facts"])
-        yield f"data: {facts.count} training pictures, {facts.channels} x {facts.height} x {facts.width}, " + (
-            f"{len(facts.classes)} classes: {', '.join(facts.classes)}" if facts.classes else "no classes"
-        )
+    yield f"data: {facts.count} training pictures, {facts.channels} x {facts.height} x {facts.width}, " + (
+        f"{len(facts.classes)} classes: {', '.join(facts.classes)}" if facts.classes else "no classes"
+    )
     for stage in (name for name in STAGES if (run / name).is_dir() or name == "prior"):
         yield _progress(run / stage, stage.replace("_", " "))
         steps, values = log.series(run / stage / "log.jsonl", "train", "loss")

@@ -1,7 +1,9 @@
 """Where sampled pictures go: a grid, a folder of PNGs, or arrays; each picture with the recipe that made it."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +19,27 @@ def check(out: Path, gif: Path | None, inputs: Sequence[Path] = ()) -> None:
         raise RequestError(f"--out {out} is no .png, .npz or folder; possible: grid.png, samples.npz, samples/")
     if gif is not None and gif.suffix.lower() != ".gif":
         raise RequestError(f"--gif {gif} does not end in .gif")
-    for path in (out, gif):
+    for option, path in (("--out", out), ("--gif", gif)):
         if path is not None and any(_same(path, one) for one in inputs):
-            raise RequestError(f"{path} is one of the pictures to begin with; possible: another name to write to")
-        if path is not None:
-            folder = path if not path.suffix else path.parent
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another place") from error
+            raise RequestError(f"{option} {path} is one of the pictures to be read; possible: another {option}")
+        if path is not None and path.suffix:
+            _check_file(option, path, "samples" + path.suffix.lower())
+        elif path is not None:
+            _check_folder(option, path)
+
+
+def check_names(model: LatentModel, request: tasks.Request, out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse, before anything is drawn, a folder in which a picture would get the name of one of the inputs."""
+    folder = out.resolve()
+    beside = {one.name for one in (path.resolve() for path in inputs) if one.parent == folder}
+    if out.suffix or not beside:
+        return
+    for i in range(request.count):
+        if (name := _name(request, i, tasks.picture_recipe(model, request, i))) in beside:
+            raise RequestError(
+                f"--out {out}: {out / name} is one of the pictures to be read, and would be written over; possible: "
+                "another --out"
+            )
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -38,12 +52,28 @@ def _same(path: Path, other: Path) -> bool:
 
 def check_json(path: Path, example: str) -> None:
     """Refuse, before anything is computed, a place where no table could be written."""
+    _check_file("--json", path, example)
+
+
+def _check_file(option: str, path: Path, example: str) -> None:
+    """Refuse a file that could not be written."""
+    _check_folder(option, path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        taken = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise RequestError(f"{option} {path} cannot be made ({error.strerror}); possible: another name") from error
+    if taken:
+        raise RequestError(f"{option} {path} is a folder; possible: a file, such as {example}")
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    """Make a folder where it is not there; refuse one that cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"{path.parent} cannot be made ({error.strerror})") from error
-    if path.is_dir():
-        raise RequestError(f"--json {path} is a folder; possible: a file, such as {example}")
+        raise RequestError(f"{folder} cannot be made ({error.strerror}); possible: another place") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(f"{folder} may not be written to; possible: another {option}")
 
 
 def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: Path, gif: Path | None) -> Iterator[str]:
@@ -62,11 +92,7 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
     else:
         for i, image in enumerate(images):
             recipe = tasks.picture_recipe(model, request, i)
-            values = [asked[0] for asked in recipe["asked"].values() if type(asked[0]) in (str, float)]
-            told = [_safe(value)[:40] if isinstance(value, str) else f"{value:.3f}" for value in values]
-            begun = [_safe(request.originals[i // request.n].name)[-40:]] if request.originals else []
-            name = "-".join([*begun, f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told])
-            pictures.save_png(out / f"{name}.png", image, recipe)
+            pictures.save_png(out / _name(request, i, recipe), image, recipe)
     yield f"{request.count} pictures in {out}"
     if gif is not None:
         noisy, predicted = tasks.process(model, request)
@@ -77,6 +103,14 @@ def write(model: LatentModel, request: tasks.Request, images: np.ndarray, out: P
         ]
         pictures.save_gif(gif, frames, recipe=tasks.picture_recipe(model, request))
         yield f"the way there in {gif}"
+
+
+def _name(request: tasks.Request, index: int, recipe: Mapping[str, Any]) -> str:
+    """What a picture's file is called: what it began with, its seed, and what was asked for."""
+    values = [asked[0] for asked in recipe["asked"].values() if type(asked[0]) in (str, float)]
+    told = [_safe(value)[:40] if isinstance(value, str) else f"{value:.3f}" for value in values]
+    begun = [_safe(request.originals[index // request.n].name)[-40:]] if request.originals else []
+    return "-".join([*begun, f"{recipe['seed']:06d}", *(_safe(c) for c in recipe["class_names"]), *told]) + ".png"
 
 
 def _write_arrays(request: tasks.Request, images: np.ndarray, out: Path) -> None:

@@ -41,15 +41,24 @@ class Options:
 def sample(path: Path, reporter: Reporter, options: Options, settings: Mapping[str, Any]) -> Iterator[str]:
     """Draw of the run at `path`, or edit the originals, write, and yield a line for each thing written. settings:
     as `tasks.request` takes."""
-    outputs.check(options.out, options.gif, [*options.originals, *([options.mask] if options.mask else [])])
+    inputs = _inputs(options)
+    outputs.check(options.out, options.gif, inputs)
     _check_like(options, settings)
     model = load(path, device=options.device, warn=reporter.warn)
     request = _request(model, reporter, options, settings)
     for doubt in asking.doubts(model, request) if options.number else ():
         reporter.warn(doubt)
+    outputs.check_names(model, request, options.out, inputs)
     tasks.encode(model, request, functools.partial(reporter.progress, "encoding captions"))
     images = tasks.collect(model, request, functools.partial(reporter.progress, "sampling"))
     yield from outputs.write(model, request, images, options.out, options.gif)
+
+
+def _inputs(o: Options) -> list[Path]:
+    """The files that are read, none of which may be written over. Of NAME=FILE both readings: which one holds is known
+    by the model only."""
+    words = [part for word in o.picture or () for part in (word, word.partition("=")[2]) if part]
+    return [*o.originals, *(o.map or ()), *map(Path, words), *(one for one in (o.like, o.mask) if one is not None)]
 
 
 def _check_like(o: Options, settings: Mapping[str, Any]) -> None:

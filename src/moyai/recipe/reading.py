@@ -36,13 +36,14 @@ _LONGEST = {".toml": 2**16, ".json": 2**20}  # bytes of a recipe file; ours have
 
 def find(name_or_path: str) -> Path:
     """The file of a recipe: a path, a run's folder (its recipe.json), or the name of one in `recipes/`, here or as
-    moyai brings it along."""
+    moyai brings it along. RequestError where there is none, and for the recipe.json that a stage of a run keeps."""
     try:
         given = Path(name_or_path).expanduser()
         named = (folder / f"{name_or_path}.toml" for folder in FOLDERS)
         options = (given, given / "recipe.json", *named)
         for path in options:
             if path.is_file():
+                _check_whole(path, given)
                 return path
         if given.is_dir():
             raise RequestError(f"{name_or_path} has no recipe.json; possible: a run's folder, a .toml file")
@@ -54,6 +55,28 @@ def find(name_or_path: str) -> Path:
     near = nearest(given.stem, files) or sorted(files)[:20]
     possible = ", ".join(str(files[stem]) for stem in near) or "the path of a .toml file, or a run's folder"
     raise RequestError(f"there is no recipe {shown(name_or_path)}; possible: {possible}")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder. A run's stages keep its recipe too, but only the run keeps its data.json."""
+    return (folder / "recipe.json").is_file() and (folder / "data.json").is_file()
+
+
+def run_around(folder: Path) -> Path | None:
+    """The run that a folder lies in, where it is none itself: a stage's folder, for one."""
+    around = folder.resolve().parent
+    return around if is_run(around) and not is_run(folder) else None
+
+
+def _check_whole(file: Path, given: Path) -> None:
+    """Refuse a recipe.json that is no run's own: a run would be trained inside a stage's folder."""
+    if file.name == "recipe.json" and (whole := run_around(file.parent)):
+        raise RequestError(f"{shown(str(given))} is a part of a run and no run itself; possible: {whole}")
+    if file != given and file.name == "recipe.json" and not is_run(file.parent):
+        raise RequestError(
+            f"{shown(str(given))} has a recipe.json but no data.json: no run was begun there; possible: {file}, which "
+            "begins it"
+        )
 
 
 def load(path: Path, overrides: Sequence[str] = (), *, gpu: bool = False) -> Recipe:

@@ -77,8 +77,8 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoints", "snapshots", "previews"):
             (self.folder / name).mkdir(exist_ok=True)
-        native.sweep(self.folder)
-        native.sweep(self.folder / "checkpoints")
+        for place in (self.folder, self.folder / "checkpoints", self.folder / "snapshots"):
+            native.sweep(place)
         self._resume()
         state = self.stage.state
         self.log = Log(self.folder / "log.jsonl", step=state.step)
@@ -177,6 +177,7 @@ class Runner:
             {"model": state.contents()["ema"]},
             self._info(),
             finite=("model",),
+            fault=self.fault,
         )
 
     def _resume(self) -> None:
