@@ -5,7 +5,7 @@ pictures are mirrored, half as many, each both ways.
 
 The statistics are the prior's coordinates. Once a prior was begun in them they stay as they are, also where the data
 have changed since; until then they are measured anew. Both halves of the data are sealed last, each with the codec and
-the data it was made of, and halves so sealed are not encoded again.
+the data it was made of, and halves so sealed are not encoded again, unless the recipe flips now and did not, or did.
 """
 
 import functools
@@ -46,6 +46,11 @@ def halves_of_the_prior(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> 
     return {"train": train, "held-out": held_out}
 
 
+def both_ways(recipe: Recipe, half: str) -> bool:
+    """Whether the mirror images of a half are encoded too: of what is trained on, where the recipe flips."""
+    return recipe.data.flip and half == "train"
+
+
 def encode_pictures(
     record: Record,
     recipe: Recipe,
@@ -61,7 +66,7 @@ def encode_pictures(
     if (folder / "statistics").is_dir():
         codec = models.read_codec(record.folder, recipe, facts, device)
         done = [
-            latents.sealed(folder / half, codec=codec.digest(), data=images.fingerprint)
+            latents.sealed(folder / half, codec=codec.digest(), data=images.fingerprint, flips=both_ways(recipe, half))
             for half, images in halves.items()
         ]
         if all(done):
@@ -72,7 +77,7 @@ def encode_pictures(
             codec = models.untuned_codec(record.folder, recipe, facts, device)
         for half, images in halves.items():
             told = functools.partial(progress, f"encoding {half}")
-            flips = recipe.data.flip and half == "train"
+            flips = both_ways(recipe, half)
             latents.build(folder / half, images, codec, flips=flips, device=device, progress=told)
         if not known:
             _measure(codec, recipe.codec, halves["train"], folder)

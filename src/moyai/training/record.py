@@ -70,7 +70,7 @@ class Record:
         """A stage goes on only as it was begun."""
         path = self.folder / stage / "recipe.json"
         if path.is_file() and self.begun(stage):
-            before = reading.from_json(path.read_text(encoding="utf-8"))
+            before = reading.load(path)
             differ = [
                 row
                 for row in reading.difference(before, recipe, DEPENDS[stage])
@@ -89,6 +89,8 @@ class Record:
         if not path.is_file():
             return ""
         saved = read_json(path)
+        if not isinstance(saved, dict) or not {"fingerprint", "files"} <= saved.keys():
+            raise DataError(f"{path} does not hold the data the run was begun with; it was altered")
         if saved["fingerprint"] == images.fingerprint:
             return ""
         first = difference([SourceFile(*row) for row in saved["files"]], images.files) or "it is decoded differently"
@@ -130,4 +132,7 @@ class Record:
 
     def times(self) -> dict[str, float]:
         path = self.folder / "times.json"
-        return read_json(path) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        if not isinstance(found, dict):
+            raise DataError(f"{path} holds no table of times; it was altered; possible: to remove it")
+        return found

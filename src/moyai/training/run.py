@@ -41,7 +41,7 @@ from moyai.nets.precision import keep_memory
 from moyai.recipe import reading, resolve
 from moyai.recipe.model import Recipe
 from moyai.training import adoption
-from moyai.training.encoding import encode_pictures, halves_of_the_prior
+from moyai.training.encoding import both_ways, encode_pictures, halves_of_the_prior
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.loop import Runner, Stage
 from moyai.training.perception import perception
@@ -190,7 +190,9 @@ class Run:
         codec = models.read_codec(self.folder, self.recipe, self.ready.facts, self.device)
         halves = halves_of_the_prior(self.recipe, self.ready.train, self.ready.held_out)
         caches = [
-            latents.read(self.folder / "latents" / half, images, codec=codec.digest())
+            latents.read(
+                self.folder / "latents" / half, images, codec=codec.digest(), flips=both_ways(self.recipe, half)
+            )
             for half, images in halves.items()
         ]
         conditioner = build_conditioner(self.recipe, self.ready.facts).to(self.device)  # published encoders are large
