@@ -211,6 +211,21 @@ def test_statistics_that_are_damaged_or_anothers_are_made_again(tmp_path: Path) 
     assert path.read_bytes() == b""
 
 
+def test_statistics_of_a_part_are_not_those_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, theirs = images(240)
+    extractor = extractors.own_extractor(mine, tmp_path, silent)
+    samples = features.extract(extractor, np.asarray(theirs.pixels[np.arange(theirs.count)]))
+    whole = assessment._reference(mine, extractor, tmp_path, silent)
+    monkeypatch.setattr(assessment, "REFERENCE", 20)
+    for _ in range(2):  # made, and from the cache
+        part = assessment._reference(mine, extractor, tmp_path, silent)
+        assert len(part.features) == 20
+        found = frechet.fid(samples, part.statistics, replicates=0).value.value
+        expected = frechet.fid(samples, frechet.Statistics.of(part.features.values, extractor.source), replicates=0)
+        assert found == pytest.approx(expected.value.value, rel=1e-6)
+        assert found != pytest.approx(frechet.fid(samples, whole.statistics, replicates=0).value.value, rel=1e-2)
+
+
 def test_a_reference_of_another_extractor_is_refused(tmp_path: Path) -> None:
     mine, theirs = images()
     one = extractors.own_extractor(mine, tmp_path, silent)

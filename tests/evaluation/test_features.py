@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from moyai.data.images import PixelRows
 from moyai.errors import DataError, SaveError
+from moyai.evaluation import features
 from moyai.evaluation.features import content_hash, distances, extract, to_images, weights_hash
 from moyai.evaluation.values import Features, Source
 
@@ -83,6 +85,23 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: bytes | None) -> N
     assert again.shown == 10
     assert extract(again, pictures(), cache=tmp_path).values.equal(expected)
     assert again.shown == 10  # whole once more
+
+
+def test_what_is_not_finite_in_the_cache_is_made_again(tmp_path: Path) -> None:
+    expected = extract(Counting(), pictures(), cache=tmp_path).values
+    (path,) = (tmp_path / "features").rglob("*.safetensors")
+    path.write_bytes(safetensors.torch.save({"features": torch.where(torch.arange(3) == 1, torch.nan, expected)}))
+    again = Counting()
+    assert extract(again, pictures(), cache=tmp_path).values.equal(expected)
+    assert again.shown == 10
+
+
+def test_what_other_code_computed_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(Counting(), pictures(), cache=tmp_path)
+    monkeypatch.setattr(features, "VERSION", features.VERSION + 1)
+    again = Counting()
+    extract(again, pictures(), cache=tmp_path)
+    assert again.shown == 10
 
 
 def test_distances_are_kept_under_all_they_follow_from(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Fréchet distance against SciPy's matrix root and closed forms, its extrapolation and interval in simulation."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -83,6 +84,17 @@ def test_the_order_of_samples_is_nothing_and_noise_blur_and_lost_classes_are_som
         assert fid(features(worse), reference, replicates=0).value.value > 2 * plain
 
 
+def test_the_order_of_samples_is_nothing_to_the_extrapolation() -> None:
+    """Samples often lie class by class: blocks in their order would be of one class each, and far from the whole."""
+    x, y = normal(6, 800, 4), normal(7, 800, 4)
+    x[:400, 0] += 8
+    y[:400, 0] += 8
+    mixed = x[torch.randperm(800, generator=torch.Generator().manual_seed(0))]
+    ordered, permuted = fid(features(x), features(y), replicates=0), fid(features(mixed), features(y), replicates=0)
+    assert ordered.value.value == pytest.approx(permuted.value.value, abs=1e-9)
+    assert ordered.infinity.value == pytest.approx(permuted.infinity.value, abs=0.1)
+
+
 def test_bootstrap_replicates_are_the_definition_on_drawn_rows() -> None:
     """The weighted covariance of a replicate is that of the set with its rows written out as often as drawn."""
     from moyai.evaluation.frechet import _counts, _Weighted
@@ -117,9 +129,10 @@ def test_the_interval_is_the_seeds_and_covers() -> None:
     assert one.value.error is not None
 
 
-def simulate(runs: int, count: int, dimensions: int) -> tuple[float, float, float, float]:
+def simulate(
+    runs: int, count: int, dimensions: int, scale: float = 1.3, shift: float = 0.4
+) -> tuple[float, float, float, float]:
     """How often each interval covers what it should, and the mean errors of both values, in standard errors."""
-    scale, shift = 1.3, 0.4
     one, zero = torch.eye(dimensions, dtype=torch.float64), torch.zeros(dimensions, dtype=torch.float64)
     reference = Statistics(10**6, zero, one * (10**6 - 1), source(dimensions))
     truth = dimensions * ((scale - 1) ** 2 + shift**2)
@@ -153,14 +166,58 @@ def test_intervals_cover_the_truth_at_more_features() -> None:
     assert bias > 10
 
 
-def test_ten_thousand_samples_of_256_features_are_bounded_work() -> None:
-    """Counted, not timed: one product of matrices and one eigenvalue problem a replicate."""
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1280, 1920])  # the fewest that have an interval; the fewest with three blocks
+def test_intervals_cover_the_truth_at_the_features_of_our_own_extractors(count: int) -> None:
+    """Equal variances, whose line bends most, and a small distance, whose interval is narrow."""
+    covers, limit, _, bias = simulate(40, count, 128, scale=1, shift=0.1)
+    assert covers >= 0.85  # binomial(40, 0.95), three standard deviations below
+    assert limit >= 0.85
+    assert bias > 10
+
+
+def test_an_interval_of_the_extrapolation_needs_ten_samples_a_feature() -> None:
+    reference = features(normal(1, 500, 8))
+    few, enough = (fid(features(normal(0, count, 8)), reference, replicates=5) for count in (79, 80))
+    assert (few.infinity.low, few.infinity.high, few.infinity.error) == (None, None, None)
+    assert few.infinity.warning.startswith("extrapolated from 79 samples for 8 features")
+    assert few.value.warning.startswith("79 samples for 8 features: the value can be mostly bias")
+    assert "take 80 or more" in few.value.warning
+    assert few.value.low is not None
+    assert enough.infinity.low < enough.infinity.value < enough.infinity.high
+    assert enough.infinity.warning == enough.value.warning == ""
+    against = fid(features(normal(0, 500, 8)), features(normal(1, 79, 8)), replicates=0)
+    assert against.value.warning.startswith("79 reference pictures for 8 features: the value can be mostly bias")
+    assert "not full rank" in fid(features(normal(0, 8, 8)), reference, replicates=0).value.warning
+
+
+def test_blocks_of_the_extrapolation_are_not_smaller_than_five_samples_a_feature() -> None:
+    """With D = 64 and N = 640, blocks of a fifth would end 0.18 too low; in theory halves end 0.041 too low."""
+    zero, one = torch.zeros(64, dtype=torch.float64), torch.eye(64, dtype=torch.float64)
+    reference = Statistics(10**6, zero, one * (10**6 - 1), source(64))
+    found = [fid(features(normal(i, 640, 64)), reference, replicates=0).infinity.value for i in range(40)]
+    error = float(np.std(found, ddof=1)) / math.sqrt(len(found))
+    assert error < 0.02
+    assert np.mean(found) == pytest.approx(-(64**3) / (16 * 640**2), abs=3 * error)
+
+
+def test_the_extrapolation_keeps_the_references_own_bias() -> None:
+    """(D^2 / 4 + D) / M for equal variances of 1, to first order, however many samples there are."""
+    found = [fid(features(normal(i, 4000, 32)), features(normal(100 + i, 640, 32)), replicates=0) for i in range(8)]
+    assert np.mean([f.infinity.value for f in found]) == pytest.approx((32**2 / 4 + 32) / 640, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("count", "dimensions", "replicates", "blocks"), [(100, 4, 100, range(1, 6)), (60, 257, 20, (1, 2))]
+)
+def test_the_work_is_bounded(count: int, dimensions: int, replicates: int, blocks: Iterable[int]) -> None:
+    """Counted, not timed: one product of matrices and one eigenvalue problem a replicate and a block."""
     from unittest import mock
 
-    x, y = features(normal(0, 100, 4)), features(normal(1, 100, 4))
+    x, y = features(normal(0, count, dimensions)), features(normal(1, 100, dimensions))
     with mock.patch("torch.linalg.eigvalsh", wraps=torch.linalg.eigvalsh) as solved:
         fid(x, y)
-    assert solved.call_count <= 100 + 1 + sum(range(2, 6))
+    assert solved.call_count == replicates + sum(blocks)
 
 
 def test_bad_input_in_one_line() -> None:
@@ -188,6 +245,9 @@ def test_values_of_other_counts_metrics_or_extractors_are_not_compared() -> None
     with pytest.raises(RequestError, match="depends on the counts"):
         difference(one.value, other.value)
     assert math.isfinite(difference(one.infinity, other.infinity))  # extrapolated, so counts may differ
+    less = fid(features(normal(2, 50, 4)), features(normal(1, 80, 4)), replicates=0)
+    with pytest.raises(RequestError, match="against 90 reference pictures cannot be compared with that against 80"):
+        difference(one.infinity, less.infinity)  # but not the reference's
     with pytest.raises(RequestError, match="different metrics"):
         difference(one.value, one.infinity)
     stranger = fid(features(normal(2, 50, 4), "b"), features(normal(1, 90, 4), "b"), replicates=0)

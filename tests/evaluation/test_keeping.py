@@ -69,3 +69,45 @@ def test_training_happens_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="training gave no network"):
         keeping.found_or_made(path, Path.read_text, save, lambda: iter([Trained(1, 1, 0.0)]), progress, "training")
     assert not path.exists()
+
+
+def trained() -> Iterator[Trained[str]]:
+    yield Trained(1, 1, 0.5)
+    yield Trained(1, 1, 0.5, "net")
+
+
+def load_sound(path: Path) -> str:
+    if path.read_text() == "damaged":
+        raise CheckpointError(f"{path} is not an oracle of moyai")
+    return path.read_text() + " from the disk"
+
+
+def save_text(net: str, path: Path) -> None:
+    path.write_text(net)
+
+
+def test_a_damaged_network_is_made_again_and_it_is_said(tmp_path: Path) -> None:
+    path, told = tmp_path / "kept", []
+    path.write_text("damaged")
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.append(what)
+
+    for _ in range(2):
+        found = keeping.found_or_made(path, load_sound, save_text, trained, progress, "training")
+        assert found == "net from the disk"  # which is what everyone else reads
+    assert told == [f"training again, as {path} is damaged"]
+
+
+def test_a_network_that_another_process_kept_meanwhile_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+
+    def training() -> Iterator[Trained[str]]:
+        yield Trained(1, 1, 0.5)
+        path.write_text("theirs")
+        yield Trained(1, 1, 0.5, "mine")
+
+    def progress(what: str, done: int, total: int) -> None: ...
+
+    assert keeping.found_or_made(path, load_sound, save_text, training, progress, "x") == "theirs from the disk"
+    assert path.read_text() == "theirs"

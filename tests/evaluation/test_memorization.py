@@ -1,11 +1,15 @@
 """The memorisation report names copies, clears fresh samples, and keeps groups apart."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from moyai.errors import DataError, RequestError
-from moyai.evaluation.memorization import in_features, in_pixels
+from moyai.evaluation.memorization import expected_by_chance, in_features, in_pixels, most_by_chance, rank
+from moyai.evaluation.rows import Searched, copies
 from moyai.evaluation.values import Features, Source
 
 
@@ -29,6 +33,37 @@ def test_fresh_samples_are_cleared_and_about_one_in_a_hundred_is_close() -> None
     assert 0.002 < found.close.value < 0.025
     assert found.close.warning == ""
     assert len(found.flagged) == round(found.close.value * 2000)
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 4])  # how steep the distribution is at its lower end
+@pytest.mark.parametrize("held_out", [100, 150, 263, 2000])
+def test_honest_samples_are_seldom_accused(held_out: int, power: float) -> None:
+    rng, samples, redraws = np.random.default_rng(held_out), 500, 1500
+    most, close = most_by_chance(samples, held_out), []
+    for _ in range(redraws):
+        border = np.percentile(rng.random(held_out) ** power, 1)
+        close.append(int((rng.random(samples) ** power <= border).sum()))
+    assert 0.008 < np.mean(np.array(close) > most) < 0.04  # 0.025, with an error of 0.004
+    assert np.mean(close) / samples == pytest.approx(expected_by_chance(held_out), rel=0.12)
+
+
+@pytest.mark.parametrize(("samples", "held_out"), [(1, 2), (200, 100), (2000, 263), (50_000, 10_000)])
+def test_what_chance_explains_is_scipys_beta_binomial(samples: int, held_out: int) -> None:
+    for within in (None, 2.0, 0.8 * held_out):
+        k = rank(held_out) if within is None else within
+        law = scipy.stats.betabinom(samples, k, held_out + 1 - k)
+        assert most_by_chance(samples, held_out, within) == law.ppf(0.975)
+        assert expected_by_chance(held_out, within) == pytest.approx(law.mean() / samples)
+
+
+def test_the_rank_of_the_border_is_that_of_the_percentile() -> None:
+    training = features(normal(1, 50, 4))
+    for held_out in (101, 150):
+        found = in_features(training, training, features(normal(2, held_out, 4)))
+        below = found.control.sort().values
+        k = rank(held_out)
+        assert found.within == k
+        assert found.border == pytest.approx(np.interp(k, np.arange(1, held_out + 1), below.numpy()))
 
 
 def test_copies_are_named_in_features() -> None:
@@ -73,6 +108,7 @@ def test_a_copy_is_flagged_where_the_control_holds_copies_too() -> None:
     found = in_features(features(training[50:52]), features(training), features(held_out))
     assert (found.border, found.close.value) == (0, 1)
     assert "are themselves copies" in found.close.warning
+    assert found.within == 10  # so 10 of 201 samples are expected to be such copies too
 
 
 def test_groups_are_kept_apart() -> None:
@@ -101,6 +137,28 @@ def test_a_control_that_is_kept_is_not_computed_again() -> None:
     shown = pictures(0, 20), pictures(1, 30), pictures(2, 120)
     grey = in_pixels(*shown)
     assert in_pixels(*shown, kept=lambda compute: compute() + 1).border == pytest.approx(grey.border + 1)
+
+
+def test_a_control_with_groups_and_one_without_are_kept_apart(tmp_path: Path) -> None:
+    """Held-out pictures that are a little beside training pictures of their own group."""
+    training, samples = pictures(0, 40), pictures(1, 10)
+    real = training[:20] + np.uint8(1)
+    groups = np.arange(40)
+
+    def made(name: str, pixels: np.ndarray) -> Features:
+        values = torch.from_numpy(pixels.reshape(len(pixels), -1)).float()
+        return Features(values, Source("tiny", "d" * 64, values.shape[1]), content=name)
+
+    mine, theirs = made("samples", samples), made("real", real)
+    searched = Searched(training, made("training", training), tuple(map(str, groups)), groups)
+    for folder, order in (("one", (None, groups[:20])), ("other", (groups[:20], None))):
+        for held in order:
+            kept = copies(mine, samples, searched, theirs, real, held, tmp_path / folder)
+            again = copies(mine, samples, searched, theirs, real, held)
+            for space in ("features", "pixels"):
+                assert torch.equal(kept[space].control, again[space].control)
+                assert (float(kept[space].control.max()) < 10) == (held is None)
+    assert list(tmp_path.rglob("*.*"))  # they were kept
 
 
 def test_bad_input_in_one_line() -> None:

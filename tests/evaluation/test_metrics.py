@@ -58,6 +58,17 @@ def test_kid_is_the_mean_over_disjoint_blocks_and_its_error_theirs() -> None:
     assert (found.low, found.high) == pytest.approx(expected, rel=1e-3)
 
 
+def test_kid_takes_every_sample_where_there_are_more_than_ten_blocks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Tensor] = []
+    mmd2 = metrics.mmd2
+    monkeypatch.setattr(metrics, "KID_ROWS", 20)
+    monkeypatch.setattr(metrics, "mmd2", lambda x, y: (taken.append(x), mmd2(x, y))[1])
+    x = features(normal(2, 490, 3))
+    metrics.kid(x, features(normal(3, 300, 3)))
+    assert max(len(part) for part in taken) <= 20
+    assert torch.cat(taken).float().sort(0).values.equal(x.values.sort(0).values)
+
+
 def test_kid_is_unbiased_and_its_error_is_true() -> None:
     """Of one distribution the mean is 0 although each value is not, and the errors are the spread of the values."""
     values = [metrics.kid(features(normal(i, 60, 4)), features(normal(500 + i, 60, 4))) for i in range(200)]
@@ -169,6 +180,12 @@ def test_diversity_is_the_mean_of_ms_ssim_of_pairs_of_a_class() -> None:
     assert (labels[first] == labels[second]).all()
     assert (first != second).all()
     assert {frozenset(p) for p in zip(first.tolist(), second.tolist(), strict=True)} == {frozenset(p) for p in pairs}
+
+
+def test_pairs_are_of_each_class_as_often_as_its_pictures_are() -> None:
+    first, second = metrics._pairs(100, np.arange(100) // 90, 4000, 1)  # 90 and 10 pictures
+    assert np.mean(first >= 90) == pytest.approx(0.1, abs=0.02)
+    assert ((first >= 90) == (second >= 90)).all()
 
 
 def test_equal_pictures_have_no_diversity_and_copies_have_less() -> None:

@@ -114,6 +114,48 @@ def test_manifold_is_its_definitions(memory: int) -> None:
     assert (found.recall.count, found.recall.reference) == (180, 150)
 
 
+@pytest.mark.parametrize("memory", [1 << 15, 1 << 28])
+@pytest.mark.parametrize("spread", [0.7, 1.3])
+def test_errors_are_the_jackknifes_and_densitys_that_of_a_mean(spread: float, memory: int) -> None:
+    """Each sample is left out in turn and everything measured again."""
+    x, y = normal(0, 40, 6) * spread, features(normal(1, 150, 6))
+    x[7] = x[8] + 0.01
+    found = manifold(features(x), y, memory=memory)
+    without = [manifold(features(torch.cat([x[:i], x[i + 1 :]])), y) for i in range(40)]
+    for name in ("recall", "coverage"):
+        each = np.array([getattr(one, name).value for one in without])
+        expected = np.sqrt(39 / 40 * ((each - each.mean()) ** 2).sum())
+        assert expected > 0.01
+        assert getattr(found, name).error == pytest.approx(expected, rel=1e-9), name
+    radius = np.sort(cdist(y.values, y.values), 1)[:, 5]
+    inside = (cdist(x, y.values) <= radius).sum(1) / 5
+    assert found.density.error == pytest.approx(inside.std(ddof=1) / np.sqrt(40), rel=1e-9)
+    assert (found.density.low, found.density.high) == pytest.approx(
+        found.density.value + np.array([-1.96, 1.96]) * found.density.error, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(("samples", "reference", "dimensions"), [(60, 200, 2), (60, 400, 8), (100, 600, 32)])
+def test_intervals_hold_the_mean_of_redrawn_samples(samples: int, reference: int, dimensions: int) -> None:
+    real = features(normal(99, reference, dimensions))
+    radii = own_radii(real)
+    drawn = [manifold(features(normal(i, samples, dimensions)), real, radii=radii) for i in range(60)]
+    for name in ("precision", "recall", "density", "coverage"):
+        found = [getattr(one, name) for one in drawn]
+        values = np.array([one.value for one in found])
+        inside = [one.low <= values.mean() <= one.high for one in found]
+        assert np.mean(inside) >= 0.88, name
+        assert np.mean([one.error for one in found]) < 2.5 * values.std(), name
+
+
+def test_a_set_of_as_few_samples_as_neighbours_has_an_error() -> None:
+    found = manifold(features(normal(0, 4, 3)), features(normal(1, 60, 3)))
+    assert found.recall.error is not None
+    assert found.recall.low is not None
+    assert found.recall.high is not None
+    assert 0 <= found.recall.low <= found.recall.value <= found.recall.high <= 1
+
+
 def test_manifold_is_prdcs() -> None:
     prdc = pytest.importorskip("prdc")
     x, y = normal(0, 300, 8), normal(1, 250, 8) * 1.1

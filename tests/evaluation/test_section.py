@@ -199,24 +199,48 @@ def test_one_step_makes_no_curve_and_a_wide_range_is_logarithmic(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("close", "words"),
-    [
+    ("close", "held_out", "words"),
+    [  # of 200 beside 200 the most by chance are 9, and 1.5 % are expected; beside 20,000 they are 5 and 1 %
+        (value(0.05), 200, ("In features, 10 of 200 samples (5 %)", "1.5 % is expected", "more than chance explains")),
+        (value(0.03, low=0.013), 200, ("6 of 200 samples (3 %)", "the 200 held-out", "Chance can explain that.")),
+        (value(0.025), 20_000, ("1 % is expected", "Chance can explain that.")),
+        (value(0.03), 20_000, ("1 % is expected", "That is more than chance explains (5 at most in 97.5 % of cases).")),
         (
-            value(0.03, low=0.013, high=0.06),
-            ("In features, 6 of 200 samples (3 %)", "That is more than chance explains."),
-        ),
-        (value(0.02, low=0.008, high=0.05), ("In features, 4 of 200 samples (2 %)", "Chance can explain that.")),
-        (
-            value(0.0, low=0.0, high=0.02, source="pixels 8 x 8 x 1, 8 bit"),
+            value(0.0, source="pixels 8 x 8 x 1, 8 bit"),
+            200,
             ("In pixels, 0 of 200 samples (0 %)", "That is no more than expected."),
         ),
-        (value(0.5, low=None), ("100 of 200 samples (50 %)", "1 % is expected")),
     ],
 )
-def test_copies_are_told_in_a_sentence(tmp_path: Path, close: dict[str, Any], words: tuple[str, ...]) -> None:
-    said = texts(section.blocks(evaluated(tmp_path, **{CLOSE: close})))
-    assert all(word in said for word in (*words, "closer to a training picture than 99 % of held-out pictures are"))
-    assert said.endswith("." if close["low"] is None else words[-1])
+def test_copies_are_told_in_a_sentence(
+    tmp_path: Path, close: dict[str, Any], held_out: int, words: tuple[str, ...]
+) -> None:
+    run = evaluated(tmp_path, **{CLOSE: close})
+    result = json.loads((run / "evaluation.json").read_text())
+    result["facts"]["held out"] = held_out
+    (run / "evaluation.json").write_text(json.dumps(result))
+    said = texts(section.blocks(run))
+    assert all(word in said for word in (*words, "closer to a training picture than 99 % of the"))
+    assert sum(said.count(verdict) for verdict in ("more than chance", "no more than", "Chance can")) == 1
+
+
+def test_copies_among_held_out_pictures_and_groups_excuse_close_samples(tmp_path: Path) -> None:
+    """As many samples as held-out pictures lie on training pictures; and slices of few people give no verdict."""
+    run = evaluated(tmp_path, **{CLOSE: value(0.05)})
+    result = json.loads((run / "evaluation.json").read_text())
+    for changes, words in (
+        ({"copies": {"features": {"border": 0.0, "within": 10.0}}}, ("5 % is expected", "Chance can explain that.")),
+        ({"facts": {"groups held out": 200}}, ("1.5 % is expected", "more than chance explains")),
+        (
+            {"facts": {"groups held out": 4}},
+            ("cannot be told: the 200 held-out pictures are of 4 groups, and those of a group are alike.",),
+        ),
+    ):
+        changed = result | changes | {"facts": result["facts"] | changes.get("facts", {})}
+        (run / "evaluation.json").write_text(json.dumps(changed))
+        said = texts(section.blocks(run))
+        assert all(word in said for word in words), said
+        assert ("chance explains" in said) == ("more than chance explains" in words)
 
 
 def test_the_nearest_are_named_and_close_ones_counted_by_group(tmp_path: Path) -> None:

@@ -290,6 +290,6 @@ def _plain_copies(found: Memorization, names: tuple[str, ...], mine: tuple[str, 
         for m in found.worst
     ]
     by_group = {str(group): count for group, count in found.by_group.items()}
-    return {"border": found.border, "close": int(found.close.value * found.close.count + 0.5), "worst": worst} | (
-        {"by_group": by_group} if by_group else {}
-    )
+    close = int(found.close.value * found.close.count + 0.5)
+    plain = {"border": found.border, "within": found.within, "close": close, "worst": worst}
+    return {**plain, "by_group": by_group} if by_group else plain

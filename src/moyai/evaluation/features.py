@@ -5,10 +5,11 @@ data themselves (`networks`), or the published Inception network (`inception`). 
 (N, C, H, W) uint8 or uint16, because that is what a file holds and what a viewer sees: samples that were never rounded
 would be judged on values nobody gets. Resize and quantisation are part of an extractor's name.
 
-Features lie in the cache under (hash of the extractor's weights and name, hash of the pictures' content), so the
-reference set is computed once, whichever run asks, and a changed picture or weight is never taken for the old one. The
-mean and scatter of a set with the root of its covariance, which the Fréchet distance needs, lie beside them, and so do
-the distances from held-out pictures to the training pictures, which memorisation is judged by.
+Features lie in the cache under (hash of `VERSION` and of the extractor's name and weights, hash of the pictures'
+content), so the reference set is computed once, whichever run asks, and a changed picture or weight, or what older code
+computed of them, is never taken for the new one. The mean and scatter of a set with the root of its covariance, which
+the Fréchet distance needs, lie beside them, and so do the distances from held-out pictures to the training pictures,
+which memorisation is judged by.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from moyai.files import save_error, write_atomic
 Pixels = np.ndarray | PixelRows  # (N, C, H, W) uint8 or uint16, in memory or on the disk
 Progress = Callable[[int, int], None]  # how many are done, of how many
 ROWS = 1024
+VERSION = 1  # counts up when the same pictures and weights give other features, statistics or distances
 
 
 class Extractor(Protocol):
@@ -126,7 +128,7 @@ def _computed(extractor: Extractor, pixels: Pixels, batch: int, progress: Progre
 
 def _key(source: Source) -> str:
     """The folder of an extractor: the same weights with another resize are another extractor."""
-    return hashlib.sha256(f"{source.name}\n{source.digest}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{VERSION}\n{source.name}\n{source.digest}".encode()).hexdigest()[:32]
 
 
 def _read(path: Path, count: int, dimensions: int) -> Tensor | None:

@@ -105,12 +105,31 @@ def found_or_made(
     progress: Progress,
     what: str,
 ) -> Network:
-    """The network kept at `path`, or else the one that `training` ends with, which is then kept there."""
-    if path.is_file():
-        return load(path)
+    """The network kept at `path`, or else the one that `training` ends with, which is then kept there.
+
+    A damaged file is made again, and `progress` is told so. Another process may have kept its own meanwhile: its
+    network is taken then, so that all judge by the one on the disk.
+    """
+    kept = _whole(path, load)
+    if kept is not None:
+        return kept
+    told = f"{what} again, as {path} is damaged" if path.is_file() else what
     for state in training():
         if state.made is not None:
+            kept = _whole(path, load)
+            if kept is not None:
+                return kept
             save(state.made, path)
-            return state.made
-        progress(what, state.step, state.steps)
+            return load(path)
+        progress(told, state.step, state.steps)
     raise ValueError(f"{what} gave no network")
+
+
+def _whole(path: Path, load: Callable[[Path], Network]) -> Network | None:
+    """The network kept at `path`; None where there is none, or what lies there is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return load(path)
+    except CheckpointError:
+        return None

@@ -2,8 +2,18 @@
 
 A sample that lies near a training picture is no copy if fresh data lie as near. So the same distance is taken from
 held-out pictures to the training set, and the border is the 1st percentile of these: of samples of a model that only
-learned the distribution about 1 % are closer, of copies all (compare Meehan et al. 2020, section 3; Carlini et al.
-2023, section 4.2, who likewise judge a distance by those around it).
+learned the distribution few are closer, of copies all (compare Meehan et al. 2020, section 3; Carlini et al. 2023,
+section 4.2, who likewise judge a distance by those around it).
+
+**How many by chance.** The border is itself drawn: of M held-out pictures it is the one of rank k = 1 + (M - 1) / 100,
+between two of them where k is not whole (`numpy.percentile`). Where samples and held-out pictures are of one
+distribution, the chance that a sample is within the k-th is Beta(k, M + 1 - k) (David and Nagaraja 2003, section 2.1;
+of a k between two, nearly: Hutson 1999), so of N samples there are
+
+    BetaBinomial(N, k, M + 1 - k)      within the border: N k / (M + 1) on average (2 % at M = 100)             (1)
+
+`most_by_chance` is its upper 2.5 % point. An interval that takes the border as exact, as that of `Memorization.close`
+does, would accuse a third of honest models and more at M = 100. (1) needs held-out pictures that are independent.
 
 In two spaces: an extractor's features, which see through noise, shifts and grey values, and pixels (the root of the
 mean squared difference in grey levels of 255), which no extractor can blind.
@@ -13,6 +23,7 @@ held-out picture is compared with training pictures of *other* groups only; othe
 sides would make the border small and hide copies. The report also counts close samples by the group they are near to.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +34,7 @@ from torch import Tensor
 from moyai.errors import DataError
 from moyai.evaluation.metrics import pixel_source
 from moyai.evaluation.neighbours import MEMORY, nearest
-from moyai.evaluation.values import Features, Source, Value, same_source, share
+from moyai.evaluation.values import LEVEL, Features, Source, Value, same_source, share
 
 PERCENTILE = 1.0  # of the control's distances: the border
 WORST = 10
@@ -51,8 +62,8 @@ class Memorization:
 
     `distances` and `neighbours` (N,) of each sample to its nearest training picture; `control` (M,) of each held-out
     picture; `border` the 1st percentile of the control; `close` the share of samples that are not farther than it
-    (expected: 0.01); `worst` the ten nearest, nearest first; `by_group` how many close samples each group of the
-    training set has, most first (empty without groups).
+    (expected: `expected_by_chance`), its interval with the border held fixed; `worst` the ten nearest, nearest first;
+    `by_group` how many close samples each group of the training set has, most first (empty without groups).
     """
 
     distances: Tensor
@@ -64,10 +75,39 @@ class Memorization:
     by_group: dict[int, int]
 
     @property
+    def within(self) -> float:
+        """The rank of the border in the control: `rank`, or more where held-out pictures lie on it."""
+        return max(rank(len(self.control)), float((self.control <= self.border).sum()))
+
+    @property
     def flagged(self) -> Tensor:
         """The numbers of the close samples, nearest first."""
         order = self.distances.argsort(stable=True)
         return order[self.distances[order] <= self.border]
+
+
+def rank(held_out: int) -> float:
+    """The rank of the border among the distances of so many held-out pictures, 1 for the least."""
+    return 1 + (held_out - 1) * PERCENTILE / 100
+
+
+def expected_by_chance(held_out: int, within: float | None = None) -> float:
+    """The share of samples that is expected within the border where nothing is copied.
+
+    within: the rank of the border, where it is more than `rank`, as where pictures lie on it.
+    """
+    return (rank(held_out) if within is None else within) / (held_out + 1)
+
+
+def most_by_chance(samples: int, held_out: int, within: float | None = None) -> int:
+    """So many samples or fewer are within the border in 97.5 % of cases where nothing is copied: a quantile of (1)."""
+    a = rank(held_out) if within is None else within
+    b = held_out + 1 - a
+    none = math.lgamma(b + samples) + math.lgamma(a + b) - math.lgamma(b) - math.lgamma(a + b + samples)
+    c = np.arange(samples)  # each probability from the one before it
+    steps = np.log((samples - c) * (a + c)) - np.log((c + 1) * (b + samples - c - 1))
+    logs = none + np.concatenate([[0.0], np.cumsum(steps)])
+    return min(samples, int(np.searchsorted(np.exp(logs).cumsum(), (1 + LEVEL) / 2)))
 
 
 def in_features(

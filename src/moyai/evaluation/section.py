@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moyai.evaluation import curves, gallery, page, snapshots
+from moyai.evaluation.memorization import expected_by_chance, most_by_chance
 from moyai.evaluation.wording import cost, grouped, meaning, neighbourhood, ordered, shown, with_what
 from moyai.files import read_json
 
@@ -24,7 +25,6 @@ NEIGHBOURS = Path(gallery.FOLDER) / gallery.NEIGHBOURS
 COPIES = "share closer than"  # how the names of these values begin, whatever space they were measured in
 MOST = 10  # groups that are listed
 FEW_WARNINGS = 3  # so many stand as notes, more as a table
-EXPECTED = 0.01  # of them, where nothing was copied
 Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 INTRODUCTION = """No number here means much alone; read it beside "held out". Those are real pictures that the model \
@@ -32,9 +32,10 @@ has never seen, measured in the same way and, where there are enough of them, in
 perfect samples would reach.{first_stage}
 
 A range in brackets is a 95 % interval, ± one standard error: how far the value would move with other pictures from \
-the same source, the training pictures it is measured against held fixed. That of the sliced Wasserstein distance \
-covers only its choice of directions. Values of another extractor, or at other counts, are on another scale and cannot \
-be compared with these.{neighbourhood}"""
+the same source, the training pictures it is measured against held fixed; that of KID lets them vary too. That of the \
+sliced Wasserstein distance covers only its choice of directions, that of a share of close samples no other held-out \
+pictures. Values of another extractor, or at other counts, are on another scale and cannot be compared with \
+these.{neighbourhood}"""
 FIRST_STAGE = """ "First stage" is what these pictures become through the latents and back; its FID is against the \
 training pictures, as every other here, not against the originals. Samples are seldom better than that, so where both \
 rows are alike, a better first stage helps more than a longer training."""
@@ -216,7 +217,7 @@ def _neighbourhood(facts: Mapping[str, Any]) -> str:
 
 
 def _copies(run: Path, samples: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[page.Block]:
-    told = [_sentence(value) for name, value in samples.items() if name.startswith(COPIES)]
+    told = [_sentence(value, result) for name, value in samples.items() if name.startswith(COPIES)]
     facts = result["facts"]
     if told and facts.get("searched for copies", 0) < facts.get("training", 0):
         told.append(f"Looked for among {facts['searched for copies']:,} of {facts['training']:,} training pictures.")
@@ -257,19 +258,23 @@ def _by_group(found: Mapping[str, Any], space: str) -> list[page.Block]:
     return [page.Table(("group", "samples"), groups[:MOST], caption, note)]
 
 
-def _sentence(value: Mapping[str, Any]) -> str:
-    """The share of close samples in words, and whether chance explains it: whether what is expected is in its range."""
-    count, share = value["count"], value["value"]
+def _sentence(value: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """The share of close samples in words, and whether chance explains it, unless held-out pictures come in groups."""
+    count, share, facts = value["count"], value["value"], result["facts"]
     space = "pixels" if value["source"].startswith("pixels") else "features"
+    held_out, within = facts["held out"], result.get("copies", {}).get(space, {}).get("within")
+    close, expected = round(share * count), expected_by_chance(held_out, within)
     said = (
-        f"In {space}, {round(share * count):,} of {count:,} samples ({100 * share:.3g} %) are "
-        "closer to a training picture than 99 % of held-out pictures are; 1 % is expected where nothing is copied."
+        f"In {space}, {close:,} of {count:,} samples ({100 * share:.3g} %) are closer to a training picture than 99 % "
+        f"of the {held_out:,} held-out pictures are; {100 * expected:.2g} % is expected where nothing is copied."
     )
-    if value["low"] is None:
-        return said
-    if value["low"] > EXPECTED:
-        return f"{said} That is more than chance explains."
-    return f"{said} {'That is no more than expected.' if share <= EXPECTED else 'Chance can explain that.'}"
+    if told := grouped(facts):
+        alike = told.split(":")[0]
+        return f"{said} Whether that is chance cannot be told: {alike}."
+    most = most_by_chance(count, held_out, within)
+    if close > most:
+        return f"{said} That is more than chance explains ({most:,} at most in 97.5 % of cases)."
+    return f"{said} {'That is no more than expected.' if share <= expected else 'Chance can explain that.'}"
 
 
 def _picture(path: Path, caption: str, alt: str, facts: Mapping[str, Any]) -> list[page.Block]:

@@ -69,8 +69,9 @@ class Value:
 
     `low` to `high` is its 95 % interval and `error` its standard error, each where there is one; what they hold fixed
     is said by the function that measured it. `count` samples were judged against `reference` pictures (0: none).
-    `biased`: its expectation depends on these counts, so it may be compared at the same counts only. `warning` is one
-    sentence for the reader, empty where there is nothing to say.
+    `biased`: its expectation depends on these counts, so it may be compared at the same counts only; `by_reference`: on
+    the number of reference pictures, not on that of samples. `warning` is one sentence for the reader, empty where
+    there is nothing to say.
     """
 
     metric: str
@@ -83,6 +84,7 @@ class Value:
     error: float | None = None
     biased: bool = False
     warning: str = ""
+    by_reference: bool = False
 
 
 def student(free: int) -> float:
@@ -105,7 +107,8 @@ def same_source(first: Source, second: Source) -> None:
 
 
 def difference(first: Value, second: Value) -> float:
-    """first - second. RequestError where they are other metrics, other extractors, or biased ones at other counts."""
+    """first - second. RequestError where they are other metrics, other extractors, biased ones at other counts, or ones
+    `by_reference` at another number of reference pictures."""
     if first.metric != second.metric:
         raise RequestError(f"{first.metric} cannot be compared with {second.metric}: they are different metrics")
     same_source(first.source, second.source)
@@ -114,6 +117,11 @@ def difference(first: Value, second: Value) -> float:
         raise RequestError(
             f"{first.metric} of {mine[0]} samples against {mine[1]} cannot be compared with that of {theirs[0]} "
             f"against {theirs[1]}: it depends on the counts, so take the same"
+        )
+    if first.by_reference and first.reference != second.reference:
+        raise RequestError(
+            f"{first.metric} against {first.reference} reference pictures cannot be compared with that against "
+            f"{second.reference}: it depends on their number, so take the same"
         )
     return first.value - second.value
 

@@ -14,7 +14,8 @@ NEAR = {  # how the share of close samples is called, by the space it was measur
 # What each number says, for the report.
 MEANING = {
     "fid": "distance of the distributions in features; lower is better, the floor is what real pictures reach",
-    "fid-infinity": "the same, extrapolated to infinitely many samples",
+    "fid-infinity": "the same, extrapolated to infinitely many samples against this reference, whose own bias stays: "
+    "not 0 for equal distributions, and comparable against as many reference pictures only",
     "kid": "distance by a kernel, unbiased; 0 is the same distribution",
     "precision": "share of samples that lie among real pictures",
     "recall": "share of real pictures that lie among samples",
@@ -37,7 +38,7 @@ MEANING = {
     "ms-ssim": "of reconstructions at several scales, 1 is perfect",
     "perceptual distance": "of reconstructions, in the maps of the judging network; 0 is perfect, at most 2",
     NEAR["features"]: "share of samples nearer to a training picture than 99 % of held-out pictures are; 0.01 is "
-    "expected, much more is copying",
+    "expected beside many of those, 0.02 beside 100; much more is copying",
     NEAR["pixels"]: "the same by the difference of grey values, which no extractor can blind",
 }
 
