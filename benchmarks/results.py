@@ -93,10 +93,10 @@ def _told(row: Row, docs: Path) -> str:
         done = [p for p in found if p.get("recipe", "") == results_peers.settings(p["system"])]
         names = {(p["system"], p["minutes"], p["evaluation"]["samples"]) for p in done}
         jobs = list(results_peers.jobs(done))
-        return f"{row.name:16}benchmarks/quality.py: {len(names & set(jobs))} of {len(jobs)} measured"
+        return f"{row.name:24}benchmarks/quality.py: {len(names & set(jobs))} of {len(jobs)} measured"
     now = recipe_hash(row.recipe)
     measured = sum(p["commands"] in wanted and p.get("recipe") == now for p in found)
-    return f"{row.name:16}recipes/{row.recipe}.toml, {what}: {measured} of {len(wanted)} measured"
+    return f"{row.name:24}recipes/{row.recipe}.toml, {what}: {measured} of {len(wanted)} measured"
 
 
 def _commands(point: Point) -> list[str]:

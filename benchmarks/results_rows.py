@@ -22,8 +22,8 @@ SHARES = (0.25, 0.5, 1.0)  # of the minutes of `factors`
 # Pictures a step of the prior, by factor: ten minutes of a processor hold few steps of 32 x 32 pixels, and
 # Rombach et al., too, take 7, 9, 40 and 64.
 BATCHES = {1: 16, 2: 32, 4: 32, 8: 32}
-# ... and networks whose picture costs about as much at each factor (9, 7, 5 and 4 ms of a Zen 3 core); the recipe's own
-# at 4 and 8. With that of f = 4 in pixels, 60 ms, ten minutes would hold a hundred steps.
+# ... and smaller networks at 1 and 2, so that a picture costs a step 25, 21, 15 and 9 ms of a Zen 3 core at 1, 2, 4 and
+# 8. With the recipe's own in pixels ten minutes would hold a hundred steps.
 NETS = {
     1: ("prior.net.width=24", "prior.net.multipliers=[1,2,2]", "prior.net.attention=[false,false,true]"),
     2: ("prior.net.width=48", "prior.net.multipliers=[1,2,2]", "prior.net.attention=[false,false,true]"),
