@@ -103,7 +103,7 @@ def _holds_what_readme_says(run: Path, *, planned: bool) -> None:
     """The table of README's chapter on the run folder, row by row."""
     chapter = (ROOT / "README.md").read_text(encoding="utf-8").split("## What a run folder holds")[1].split("\n## ")[0]
     named = [name for row in re.findall(r"^\| (`.*?) \|", chapter, flags=re.M) for name in re.findall(r"`(.*?)`", row)]
-    assert len(named) == 9
+    assert len(named) == 10
     missing = {name for name in named if not (run / name).exists()}
     assert missing == (set() if planned else {"plan.json"})
 

@@ -13,6 +13,7 @@ import tiny
 from moyai import cli
 from moyai.checkpoints import native
 from moyai.data import latents
+from moyai.training import preparing
 from moyai.training import run as run_module
 from moyai.training.first_stage import FirstStageTraining
 from moyai.training.prior import PriorTraining
@@ -60,7 +61,7 @@ MOMENTS: dict[str, tuple[Any, str, int, int, str]] = {
     "validation": (FirstStageTraining, "validate", 1, signal.SIGTERM, "first_stage/checkpoints/step-000006"),
     "a save": (native, "prune", 1, signal.SIGTERM, "first_stage/checkpoints/step-000005"),
     "last step": (FirstStageTraining, "batch", 12, signal.SIGTERM, "first_stage/model"),
-    "reading": (run_module, "read_data", 1, signal.SIGINT, ".lock"),
+    "reading": (preparing, "read_data", 1, signal.SIGINT, ".lock"),
     "encoding": (latents, "build", 1, signal.SIGTERM, "first_stage/model"),
     "preview": (PriorTraining, "preview", 1, signal.SIGTERM, "prior/checkpoints/step-000004"),
     "second stage": (PriorTraining, "batch", 9, signal.SIGINT, "prior/checkpoints/step-000009"),
