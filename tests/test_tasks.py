@@ -215,6 +215,10 @@ def test_the_public_words(model: LatentModel) -> None:
     images = moyai.sample(model, classes=["ring"], n=3, seed=4, steps=2)
     assert (images.shape, images.dtype) == ((3, 8, 8, 1), np.uint8)
     assert np.array_equal(images, drawn(model, ["ring"], n=3, seed=4))
+    walk = {"sampler": "euler", "grid": "uniform-log", "eta": 1.0}
+    other = moyai.sample(model, classes=["ring"], n=3, seed=4, steps=2, **walk)
+    assert np.array_equal(other, drawn(model, ["ring"], n=3, seed=4, steps=2, **walk))
+    assert not np.array_equal(other, images)
     z = model.encode(images)
     assert z.shape == (3, *model.codec.shape())
     assert model.decode(z).shape == images.shape

@@ -189,16 +189,20 @@ def sample(
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
+    grid: str | None = None,
+    eta: float | None = None,
     guidance: float | Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Draw `n` pictures of each combination of what is asked: (count, H, W, C) uint8, in that order.
 
     others: values of further fields of the data by name, such as {"age": [70.0]} or {"mask": [array (H, W)]}.
-    guidance: one weight, or weights by condition, such as {"caption": 4.0, "class": 1.5}.
+    guidance: one weight, or weights by condition, such as {"caption": 4.0, "class": 1.5}. What is not said of the walk
+    (steps, sampler, grid, eta, guidance) is as the recipe has it.
     """
     asked = {"positions": positions, "captions": captions, "others": others}
-    settings = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+    how = {"steps": steps, "sampler": sampler, "grid": grid, "eta": eta, "guidance": guidance}
+    settings = {"n": n, "seed": seed, **how}
     return collect(model, request(model, classes, **asked, **settings), progress)  # type: ignore[arg-type]
 
 
@@ -217,6 +221,8 @@ def edit(
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
+    grid: str | None = None,
+    eta: float | None = None,
     guidance: float | Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -242,6 +248,8 @@ def edit(
         "seed": seed,
         "steps": steps,
         "sampler": sampler,
+        "grid": grid,
+        "eta": eta,
         "guidance": guidance,
     }
     return collect(model, request(model, classes, **asked, **settings), progress)  # type: ignore[arg-type]
