@@ -127,6 +127,15 @@ def test_copies_in_a_folder_are_named_and_shown(evaluate: Command, data: Path, t
     assert len(found["facts"]["sheets"]) == 3
 
 
+def test_what_is_judged_is_not_written_over(evaluate: Command, data: Path, tmp_path: Path) -> None:
+    path = arrays(tmp_path / "x.npz")
+    before = path.read_bytes()
+    status, _, error = evaluate(path, "--against", data, "--json", path)
+    assert status == 2
+    assert "is what is judged; possible: another name" in error
+    assert path.read_bytes() == before
+
+
 def test_what_was_measured_is_kept_when_nobody_listens(evaluate: Command, data: Path, tmp_path: Path) -> None:
     """`moyai evaluate ... | head -1`: the reader goes after the first line."""
     lines = evaluation.evaluate(data, console.Silent(), evaluation.Options(str(data), json=tmp_path / "x.json"), {})

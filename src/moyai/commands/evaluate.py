@@ -128,6 +128,8 @@ def _check(path: Path, options: Options, settings: Mapping[str, Any]) -> None:
     if subjects.is_run(path) and options.count is not None and options.count < 4:
         raise RequestError(f"--n {options.count} is too few to judge; possible: 4 or more")
     if options.json is not None:
+        if options.json.resolve() == path.resolve():
+            raise RequestError(f"--json {options.json} is what is judged; possible: another name")
         outputs.check_json(options.json, "evaluation.json")
 
 
