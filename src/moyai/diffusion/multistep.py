@@ -94,7 +94,7 @@ def unipc(
     """UniPC: each step is made again once D at its end is known, and the next one from there. Deterministic.
 
     As published (B2, of D): a line through two values counts half of their change, in the first steps and, where
-    `order` is 2, in all that are not yet made again; the last steps to 0 take fewer values, the very last one.
+    `order` is 2, in all that are not yet made again; the last steps to 0 take fewer values, the very last only D.
     """
     refuse_eta("unipc", eta)
     past: list[Known] = []
@@ -110,7 +110,7 @@ def unipc(
         past = _remembered(past, Known(s, d), order)
         known = past[: len(sigmas) - index if to_zero else order]
         made = (x, known)
-        mean = d + _change(known, _predicted(_sigmas(known), t, t)) if len(known) > 1 else d
+        mean = d + _change(known, _predicted(_sigmas(known), t, t)) if len(known) > 1 and t < s else d
         x = toward(mean, x, t / s)
         yield Step(index, t, x, d)
 
@@ -140,7 +140,7 @@ def _continued(
         d = mean = denoise(x, full(x, s))
         down, up = split(s, t, eta)
         past = _remembered(past, Known(s, (x - d) / s if of_noise else d), order)
-        if t > 0 and len(past) > 1:
+        if 0 < t < s and len(past) > 1:
             change = _change(past, weights(_sigmas(past), t, down))
             mean = d - s * change if of_noise else d + change
         elif t > 0 and twice_at_first and index == 1 and s / t <= SPAN:
